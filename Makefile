@@ -1,0 +1,62 @@
+# The few commands a person types; CMake does the work. Each first installs what is missing (tools/setup.sh, which takes no
+# time when nothing is) and brings its build directory up to date.
+JOBS := -j$(shell nproc)
+PREFIX ?= /usr/local
+TEXT := data/bible.txt
+
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := build
+.PHONY: build run test test-debug test-tsan test-faults bench format install clean
+
+# $(call make,preset,target,packages)
+define make
+@tools/setup.sh $(3)
+@cmake --preset $(1)
+@cmake --build --preset $(1) --target $(2) $(JOBS)
+endef
+
+build:
+	$(call make,default,mop,build)
+
+# Trains the example and prints a sample; `make run ARGS="--set train.steps=30"` passes options on.
+run: build $(TEXT)
+	build/mop train examples/bible.yaml $(ARGS)
+
+$(TEXT):
+	@tools/setup.sh text
+	tools/text.sh $@
+
+test:
+	$(call make,default,all,build test)
+	ctest --preset default $(JOBS)
+
+# The same suite with AddressSanitizer, UndefinedBehaviorSanitizer and poisoned arenas.
+test-debug:
+	$(call make,debug,all,build test)
+	ctest --preset debug $(JOBS)
+
+# The unit tests with ThreadSanitizer.
+test-tsan:
+	$(call make,tsan,all,build test)
+	ctest --preset tsan $(JOBS)
+
+# What takes too long for every day: crashes at random points, and the fuzzers for a short while each.
+test-faults:
+	$(call make,default,all,build test)
+	ctest --preset slow
+	$(call make,fuzz,all,build clang)
+	ctest --preset fuzz $(JOBS)
+
+bench:
+	$(call make,default,bench,build)
+
+format:
+	@tools/setup.sh format
+	find src tests bench -name '*.[ch]' -print0 | xargs -0 -r clang-format -i
+
+install: build
+	cmake --install build --prefix $(PREFIX)
+
+clean:
+	rm -rf build build-clang build-debug build-fuzz build-tsan

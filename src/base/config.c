@@ -1,0 +1,503 @@
+/* Settings from YAML, from `--set`, and back to YAML. The reader follows libyaml's events, so that a name or a value
+ * is looked at where it stands and a mistake carries its line; it goes on after a mistake, because somebody who must
+ * wait for a machine wants to hear of all of them. Of YAML it takes maps, one level of sections (dotted keys say the
+ * same), scalars and lists of scalars; anchors, aliases, tags and second documents are refused: of no use here. */
+#define _POSIX_C_SOURCE 200809L
+#include "base/config.h"
+#include "base/file.h"
+#include "base/options.h"
+#include <stdlib.h>
+#include <string.h>
+#include <yaml.h>
+
+enum { BYTES_LIMIT = 1024 * 1024, DEPTH_LIMIT = 16, ROWS_LIMIT = 128 };
+
+/* ---- Mistakes --------------------------------------------------------------------------------- */
+
+typedef struct {
+    char text[sizeof(((Error *)0)->text) - 128]; /* lines, as many as fit beside a heading */
+    int count, shown;
+    bool out_of_memory; /* not the user's mistake: another exit code */
+} Mistakes;
+
+static void add_mistake(Mistakes *m, const char *line) {
+    size_t used = strlen(m->text), more = strlen(line) + 3;
+    m->count++;
+    if (m->shown < m->count - 1 || used + more >= sizeof m->text) return; /* keep the first ones, without gaps */
+    snprintf(m->text + used, sizeof m->text - used, "\n  %s", line);
+    m->shown++;
+}
+
+static bool report(const Mistakes *m, Error *e) {
+    ExitCode code = m->out_of_memory ? EXIT_MEMORY : EXIT_USAGE;
+    if (m->count == 0) return true;
+    if (m->count == 1) return fail(e, code, "%s", m->text + 3);
+    if (m->shown == m->count) return fail(e, code, "%d mistakes in the configuration:%s", m->count, m->text);
+    return fail(e, code, "%d mistakes in the configuration:%s\n  and %d more", m->count, m->text, m->count - m->shown);
+}
+
+/* ---- The reader ------------------------------------------------------------------------------- */
+
+typedef struct {
+    Config *config;
+    Mistakes *mistakes;
+    const char *where; /* the file's name, or "--set" */
+    yaml_parser_t parser;
+    yaml_event_t event; /* the one being looked at */
+    int depth;
+    int line_of[ROWS_LIMIT];    /* where a row got its value; 0: nowhere yet */
+    int section_of[ROWS_LIMIT]; /* where the section that begins with this row began */
+} Reader;
+
+static int line_now(const Reader *r) {
+    return (int)r->event.start_mark.line + 1;
+}
+
+/* `line` 0: of the whole. */
+__attribute__((format(printf, 3, 4))) static void note(Reader *r, int line, const char *format, ...) {
+    char text[512];
+    int used = line ? snprintf(text, 200, "%.180s:%d: ", r->where, line) : snprintf(text, 200, "%.180s: ", r->where);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text + used, sizeof text - (size_t)used, format, arguments);
+    va_end(arguments);
+    add_mistake(r->mistakes, text);
+}
+
+static void note_error(Reader *r, int line, const Error *e) {
+    if (e->code == EXIT_MEMORY) r->mistakes->out_of_memory = true;
+    note(r, line, "%s", e->text);
+}
+
+static void note_syntax(Reader *r) {
+    const yaml_parser_t *p = &r->parser;
+    if (p->error == YAML_MEMORY_ERROR) r->mistakes->out_of_memory = true;
+    bool has_mark = p->error == YAML_SCANNER_ERROR || p->error == YAML_PARSER_ERROR;
+    int line = (int)(has_mark ? p->problem_mark.line : p->mark.line) + 1;
+    int column = (int)(has_mark ? p->problem_mark.column : p->mark.column) + 1;
+    note(r, line, "not YAML: %s (column %d)", p->problem ? p->problem : "out of memory", column);
+}
+
+static const char *event_anchor(const yaml_event_t *event) {
+    switch (event->type) {
+    case YAML_ALIAS_EVENT: return (const char *)event->data.alias.anchor;
+    case YAML_SCALAR_EVENT: return (const char *)event->data.scalar.anchor;
+    case YAML_SEQUENCE_START_EVENT: return (const char *)event->data.sequence_start.anchor;
+    case YAML_MAPPING_START_EVENT: return (const char *)event->data.mapping_start.anchor;
+    default: return NULL;
+    }
+}
+
+static const char *event_tag(const yaml_event_t *event) {
+    switch (event->type) {
+    case YAML_SCALAR_EVENT: return (const char *)event->data.scalar.tag;
+    case YAML_SEQUENCE_START_EVENT: return (const char *)event->data.sequence_start.tag;
+    case YAML_MAPPING_START_EVENT: return (const char *)event->data.mapping_start.tag;
+    default: return NULL;
+    }
+}
+
+static int opens(const yaml_event_t *event) {
+    switch (event->type) {
+    case YAML_SEQUENCE_START_EVENT:
+    case YAML_MAPPING_START_EVENT: return 1;
+    case YAML_SEQUENCE_END_EVENT:
+    case YAML_MAPPING_END_EVENT: return -1;
+    default: return 0;
+    }
+}
+
+/* On to the next event. False: nothing more can be understood, and it has been said why. */
+static bool next(Reader *r) {
+    yaml_event_delete(&r->event);
+    if (!yaml_parser_parse(&r->parser, &r->event)) {
+        note_syntax(r);
+        return false;
+    }
+    const char *anchor = event_anchor(&r->event), *tag = event_tag(&r->event);
+    if (anchor)
+        note(r, line_now(r), "anchors and aliases (%s) are not supported; write the value out",
+             text_shown(anchor).text);
+    if (tag) note(r, line_now(r), "tags (%s) are not supported; remove it", text_shown(tag).text);
+    r->depth += opens(&r->event);
+    if (r->depth > DEPTH_LIMIT) {
+        note(r, line_now(r), "nested deeper than %d; is this a configuration of mop?", DEPTH_LIMIT);
+        return false;
+    }
+    return true;
+}
+
+/* From the first event of a value to its last. */
+static bool skip(Reader *r) {
+    for (int level = opens(&r->event); level > 0; level += opens(&r->event)) {
+        if (!next(r)) return false;
+    }
+    return true;
+}
+
+/* The scalar as a C string; NULL when it holds a NUL. */
+static const char *scalar_text(const yaml_event_t *event) {
+    const char *text = (const char *)event->data.scalar.value;
+    return strlen(text) == event->data.scalar.length ? text : NULL;
+}
+
+static bool is_nothing(const yaml_event_t *event) {
+    if (event->type != YAML_SCALAR_EVENT || event->data.scalar.style != YAML_PLAIN_SCALAR_STYLE) return false;
+    const char *text = (const char *)event->data.scalar.value;
+    return !*text || strcmp(text, "~") == 0 || strcmp(text, "null") == 0;
+}
+
+/* ---- Values ----------------------------------------------------------------------------------- */
+
+static void set_scalar(Reader *r, const Option *o) {
+    const char *text = scalar_text(&r->event);
+    Error e = {0};
+    if (is_nothing(&r->event))
+        note(r, line_now(r), "%s has no value; give one or remove the line", o->key);
+    else if (!text)
+        note(r, line_now(r), "%s holds a NUL character; remove it", o->key);
+    else if (!option_set(o, r->config, text, &e))
+        note_error(r, line_now(r), &e);
+}
+
+typedef struct {
+    char **items;
+    size_t n, room;
+} Items;
+
+static bool add_item(Items *list, const char *text) {
+    if (list->n == list->room) {
+        size_t room = list->room ? 2 * list->room : 16;
+        char **larger = realloc(list->items, room * sizeof *larger);
+        if (!larger) return false;
+        list->items = larger;
+        list->room = room;
+    }
+    list->items[list->n] = strdup(text);
+    return list->items[list->n++] != NULL;
+}
+
+/* Collects to the end of the list; false when reading cannot go on. */
+static bool collect_items(Reader *r, const Option *o, Items *list, bool *sound) {
+    for (;;) {
+        if (!next(r)) return false;
+        if (r->event.type == YAML_SEQUENCE_END_EVENT) return true;
+        const char *text = r->event.type == YAML_SCALAR_EVENT ? scalar_text(&r->event) : NULL;
+        if (text && !is_nothing(&r->event)) {
+            if (add_item(list, text)) continue;
+            r->mistakes->out_of_memory = true;
+            note(r, line_now(r), "out of memory");
+            return false;
+        }
+        note(r, line_now(r), "%s is a list of text; this item is none", o->key);
+        *sound = false;
+        if (!skip(r)) return false;
+    }
+}
+
+static bool set_list(Reader *r, const Option *o) {
+    int line = line_now(r);
+    Items list = {0};
+    bool sound = true;
+    bool ended = collect_items(r, o, &list, &sound);
+    Error e = {0};
+    if (ended && sound && !option_set_list(o, r->config, (const char *const *)list.items, list.n, &e))
+        note_error(r, line, &e);
+    for (size_t i = 0; i < list.n; i++) free(list.items[i]);
+    free(list.items);
+    return ended;
+}
+
+static bool set_value(Reader *r, const Option *o) {
+    switch (r->event.type) {
+    case YAML_SCALAR_EVENT: set_scalar(r, o); return true;
+    case YAML_ALIAS_EVENT: return true; /* next() has refused it */
+    case YAML_SEQUENCE_START_EVENT:
+        if (o->kind == OPTION_LIST) return set_list(r, o);
+        note(r, line_now(r), "%s takes one value, not a list", o->key);
+        return skip(r);
+    default: note(r, line_now(r), "%s takes a value, not a map", o->key); return skip(r);
+    }
+}
+
+/* ---- Keys ------------------------------------------------------------------------------------- */
+
+/* The first row of the section of this name; NULL: no such section. */
+static const Option *find_section(const char *name) {
+    for (int i = 0; i < option_count; i++) {
+        size_t n = option_section(&options[i]);
+        if (n > 0 && strncmp(options[i].key, name, n) == 0 && name[n] == 0) return &options[i];
+    }
+    return NULL;
+}
+
+static void note_twice(Reader *r, int line, const char *key, int *first) {
+    if (*first)
+        note(r, line, "%s is given twice, first in line %d; remove one", key, *first);
+    else
+        *first = line;
+}
+
+static bool read_map(Reader *r, const char *section);
+
+static bool read_section(Reader *r, const Option *first, const char *name, int line) {
+    note_twice(r, line, name, &r->section_of[first - options]);
+    if (r->event.type == YAML_MAPPING_START_EVENT) return read_map(r, name);
+    if (!is_nothing(&r->event)) note(r, line, "%s is a section; put its keys below it, indented", name);
+    return skip(r);
+}
+
+static bool read_entry(Reader *r, const char *key, int line) {
+    const Option *o = option_find(key);
+    if (o) {
+        note_twice(r, line, key, &r->line_of[o - options]);
+        return set_value(r, o);
+    }
+    const Option *first = find_section(key);
+    if (first) return read_section(r, first, key, line);
+    int before = r->mistakes->count;
+    if (r->event.type == YAML_MAPPING_START_EVENT) {
+        if (!read_map(r, key)) return false;
+        if (r->mistakes->count > before) return true; /* each key has been told of, as one of a section */
+    }
+    note(r, line, "unknown key \"%s\"; the nearest is %s", text_shown(key).text, option_nearest(key)->key);
+    return skip(r);
+}
+
+/* The entries of a map up to its end; `section` is NULL at the top. */
+static bool read_map(Reader *r, const char *section) {
+    for (;;) {
+        if (!next(r)) return false;
+        if (r->event.type == YAML_MAPPING_END_EVENT) return true;
+        int line = line_now(r);
+        const char *name = r->event.type == YAML_SCALAR_EVENT ? scalar_text(&r->event) : NULL;
+        if (!name) {
+            note(r, line, "a key must be a plain name");
+            if (!skip(r) || !next(r) || !skip(r)) return false;
+            continue;
+        }
+        char key[128]; /* no real key is cut by it */
+        snprintf(key, sizeof key, "%s%s%s", section ? section : "", section ? "." : "", name);
+        if (!next(r) || !read_entry(r, key, line)) return false;
+    }
+}
+
+/* ---- Documents -------------------------------------------------------------------------------- */
+
+static void open_text(Reader *r, const char *text, size_t bytes) {
+    MUST(yaml_parser_initialize(&r->parser));
+    yaml_parser_set_encoding(&r->parser, YAML_UTF8_ENCODING);
+    yaml_parser_set_input_string(&r->parser, (const unsigned char *)text, bytes);
+    r->depth = 0;
+}
+
+static void close_text(Reader *r) {
+    yaml_event_delete(&r->event);
+    yaml_parser_delete(&r->parser);
+}
+
+/* To the first event of the document's value; false when there is none. */
+static bool begin_document(Reader *r) {
+    if (!next(r) || !next(r)) return false; /* the stream's start, the document's */
+    return r->event.type != YAML_STREAM_END_EVENT && next(r);
+}
+
+static void end_document(Reader *r) {
+    if (!next(r) || !next(r)) return;
+    if (r->event.type != YAML_STREAM_END_EVENT) note(r, line_now(r), "a second document begins; keep one");
+}
+
+static void read_yaml(Reader *r, const char *text, size_t bytes) {
+    /* libyaml would count a byte order mark as indentation. */
+    size_t mark = bytes >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+    open_text(r, text + mark, bytes - mark);
+    if (begin_document(r)) {
+        bool ended;
+        if (r->event.type == YAML_MAPPING_START_EVENT) {
+            ended = read_map(r, NULL);
+        } else {
+            if (!is_nothing(&r->event)) note(r, line_now(r), "a map of keys and values is expected");
+            ended = skip(r);
+        }
+        if (ended) end_document(r);
+    }
+    close_text(r);
+}
+
+static void read_flow_list(Reader *r, const Option *o, const char *text) {
+    open_text(r, text, strlen(text));
+    if (begin_document(r) && set_value(r, o)) end_document(r);
+    close_text(r);
+}
+
+/* "key=value": the value is taken as it is, without quotes or escapes, but for [a, b] as a list's. */
+static void apply_set(Reader *r, const char *set) {
+    char key[128];
+    size_t n = strcspn(set, "=");
+    snprintf(key, sizeof key, "%.*s", (int)min64((int64_t)n, sizeof key - 1), set);
+    const Option *o = option_find(key);
+    Error e = {0};
+    if (set[n] != '=')
+        note(r, 0, "\"%s\" has no value; write --set key=value", text_shown(set).text);
+    else if (!o)
+        note(r, 0, "unknown key \"%s\"; the nearest is %s", text_shown(key).text, option_nearest(key)->key);
+    else if (o->kind == OPTION_LIST && set[n + 1] == '[')
+        read_flow_list(r, o, set + n + 1);
+    else if (!option_set(o, r->config, set + n + 1, &e))
+        note_error(r, 0, &e);
+}
+
+/* ---- Reading ---------------------------------------------------------------------------------- */
+
+/* What no single row can see. */
+static void check_together(Reader *r) {
+    const Config *c = r->config;
+    if (*c->sim_record && strncmp(c->device, "sim:", 4) == 0) {
+        note(r, 0, "sim.record is given, but a sim device has no routing to record; use device: cpu");
+    }
+}
+
+static bool set_defaults(Config *c, Error *e) {
+    for (int i = 0; i < option_count; i++) {
+        if (!option_set(&options[i], c, options[i].initial, e)) return false;
+    }
+    return true;
+}
+
+bool config_read_text(Config *c, const char *text, size_t bytes, const char *where, const char *const *sets, int n_sets,
+                      Error *e) {
+    MUST(option_count <= ROWS_LIMIT);
+    *c = (Config){0};
+    Mistakes mistakes = {0};
+    Reader r = {.config = c, .mistakes = &mistakes, .where = where};
+    bool done = set_defaults(c, e);
+    if (done) {
+        if (bytes > BYTES_LIMIT)
+            note(&r, 0, "larger than %d bytes; is this a configuration of mop?", BYTES_LIMIT);
+        else
+            read_yaml(&r, text, bytes);
+        r.where = "--set";
+        for (int i = 0; i < n_sets; i++) apply_set(&r, sets[i]);
+        r.where = where;
+        check_together(&r);
+        done = report(&mistakes, e);
+    }
+    if (!done) config_close(c);
+    return done;
+}
+
+bool config_read(Config *c, const char *path, const char *const *sets, int n_sets, Error *e) {
+    *c = (Config){0};
+    if (!path) return config_read_text(c, "", 0, "configuration", sets, n_sets, e);
+    size_t bytes;
+    char *text = file_read(path, BYTES_LIMIT, &bytes, e);
+    if (!text) {
+        if (e->code == EXIT_DATA) e->code = EXIT_USAGE; /* a configuration is no input data */
+        return false;
+    }
+    bool done = config_read_text(c, text, bytes, path, sets, n_sets, e);
+    free(text);
+    return done;
+}
+
+/* ---- Writing ---------------------------------------------------------------------------------- */
+
+static bool same_section(const Option *a, const Option *b) {
+    size_t n = option_section(a);
+    return n == option_section(b) && strncmp(a->key, b->key, n) == 0;
+}
+
+/* What an option's text shows: its value, or its default where there is no Config. Freed by the caller. */
+static char *value_text(const Option *o, const Config *c) {
+    char *text = NULL;
+    size_t bytes;
+    FILE *f = open_memstream(&text, &bytes);
+    MUST(f);
+    option_print(o, c, f);
+    MUST(fclose(f) == 0);
+    return text;
+}
+
+void config_write(const Config *c, FILE *f) {
+    fputs("# Every setting of a run of mop. `mop config explain KEY` tells more of one.\n"
+          "# Relative paths start at the directory mop is started in.\n",
+          f);
+    for (int i = 0; i < option_count; i++) {
+        const Option *o = &options[i];
+        size_t section = option_section(o);
+        if (i == 0 || !same_section(o, o - 1)) {
+            fputc('\n', f);
+            if (section) fprintf(f, "%.*s:\n", (int)section, o->key);
+        }
+        char *value = value_text(o, c);
+        int used = fprintf(f, "%s%s: %s", section ? "  " : "", o->key + (section ? section + 1 : 0), value);
+        fprintf(f, "%*s# %s\n", (int)max64(2, 36 - used), "", o->help);
+        free(value);
+    }
+}
+
+/* ---- Telling ---------------------------------------------------------------------------------- */
+
+static const char *initial_text(const Option *o) {
+    return *o->initial ? o->initial : "\"\"";
+}
+
+void config_help(FILE *f) {
+    fputs("Options: keys of the YAML file, or --set KEY=VALUE. Relative paths start at the current directory.\n\n", f);
+    fprintf(f, "%-26s %-10s %-12s\n", "KEY", "DEFAULT", "UNIT");
+    for (int i = 0; i < option_count; i++) {
+        const Option *o = &options[i];
+        if (i > 0 && !same_section(o, o - 1)) fputc('\n', f);
+        fprintf(f, "%-26s %-10s %-12s %s\n", o->key, initial_text(o), o->unit, o->help);
+    }
+}
+
+bool config_explain(const char *key, FILE *f) {
+    const Option *o = option_find(key);
+    if (!o) {
+        fprintf(f, "There is no option \"%s\"; the nearest is %s.\n", text_shown(key).text, option_nearest(key)->key);
+        return false;
+    }
+    fprintf(f, "%s: %s\n  value    ", o->key, o->help);
+    option_print_allowed(o, f);
+    fprintf(f, "\n  default  %s\n  resume   %s\n", initial_text(o),
+            o->fixed ? "must stay as the run began" : "may change when a run is resumed");
+    fprintf(f, "  set it   --set %s=VALUE\n", o->key);
+    return true;
+}
+
+/* ---- Resuming --------------------------------------------------------------------------------- */
+
+/* FNV-1a over the keys and values of the fixed rows. */
+static uint64_t hash_text(uint64_t hash, const char *text) {
+    for (; *text; text++) hash = (hash ^ (unsigned char)*text) * 0x100000001b3u;
+    return (hash ^ '\n') * 0x100000001b3u;
+}
+
+uint64_t config_hash(const Config *c) {
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (int i = 0; i < option_count; i++) {
+        if (!options[i].fixed) continue;
+        char *value = value_text(&options[i], c);
+        hash = hash_text(hash_text(hash, options[i].key), value);
+        free(value);
+    }
+    return hash;
+}
+
+bool config_resumable(const Config *now, const Config *before, Error *e) {
+    Mistakes mistakes = {0};
+    for (int i = 0; i < option_count; i++) {
+        const Option *o = &options[i];
+        if (!o->fixed || option_equal(o, now, before)) continue;
+        char *is = value_text(o, now), *was = value_text(o, before);
+        char line[512];
+        snprintf(line, sizeof line,
+                 "%s was %.150s when the run began and is %.150s now; set it back, or begin a new run with --run",
+                 o->key, was, is);
+        add_mistake(&mistakes, line);
+        free(is);
+        free(was);
+    }
+    return report(&mistakes, e);
+}

@@ -1,0 +1,153 @@
+/* JSON from files nobody vouches for. jansson parses strictly, but recurses and allocates as the text says, so one
+ * pass over the text counts depth and values first: whatever passes can cost at most a known amount of stack and
+ * memory. */
+#include "base/json.h"
+#include "base/file.h"
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { DEPTH_LIMIT = 64, VALUE_LIMIT = 8 * 1024 * 1024 };
+
+/* ---- Reading ---------------------------------------------------------------------------------- */
+
+/* Values are counted as commas plus openings: never fewer than jansson will make, if the text is JSON at all. */
+static bool within_limits(const char *text, size_t bytes, const char *where, Error *e) {
+    int64_t line = 1, column = 0, values = 1;
+    int depth = 0;
+    bool quoted = false;
+    for (size_t i = 0; i < bytes; i++) {
+        char c = text[i];
+        column++;
+        if (c == '\n') line++, column = 0;
+        if (quoted) {
+            if (c == '\\' && i + 1 < bytes && text[i + 1] != '\n') i++, column++;
+            if (c == '"') quoted = false;
+            continue;
+        }
+        if (c == '"') quoted = true;
+        if (c == ']' || c == '}') depth--;
+        if (c == '[' || c == '{') depth++, values++;
+        if (c == ',') values++;
+        if (depth > DEPTH_LIMIT) {
+            return fail(e, EXIT_DATA,
+                        "JSON nested deeper than %d; %s, line %lld, column %lld; check that it is the right file",
+                        DEPTH_LIMIT, where, (long long)line, (long long)column);
+        }
+        if (values > VALUE_LIMIT) {
+            return fail(e, EXIT_DATA, "JSON with more than %d values; %s, line %lld; check that it is the right file",
+                        VALUE_LIMIT, where, (long long)line);
+        }
+    }
+    return true;
+}
+
+json_t *json_read_text(const char *text, size_t bytes, const char *where, Error *e) {
+    if (!within_limits(text, bytes, where, e)) return NULL;
+    json_error_t problem;
+    json_t *j = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
+    if (j) return j;
+    if (json_error_code(&problem) == json_error_out_of_memory) {
+        fail(e, EXIT_MEMORY, "out of memory while reading JSON; %s; free some memory", where);
+    } else {
+        fail(e, EXIT_DATA, "not valid JSON: %s; %s, line %d, column %d; correct it or make the file again",
+             problem.text, where, problem.line, problem.column);
+    }
+    return NULL;
+}
+
+json_t *json_read_file(const char *path, size_t limit, Error *e) {
+    size_t bytes;
+    char *text = file_read(path, limit, &bytes, e);
+    if (!text) return NULL;
+    json_t *j = json_read_text(text, bytes, path, e);
+    free(text);
+    return j;
+}
+
+/* ---- Writing ---------------------------------------------------------------------------------- */
+
+bool json_write_file(const json_t *j, const char *path, Error *e) {
+    char *text = json_dumps(j, JSON_INDENT(2));
+    if (!text) return fail(e, EXIT_MEMORY, "out of memory while writing JSON; %s; free some memory", path);
+    size_t bytes = strlen(text);
+    text[bytes] = '\n'; /* in place of the NUL */
+    bool done = file_write(path, text, bytes + 1, e);
+    free(text);
+    return done;
+}
+
+/* ---- Typed members ---------------------------------------------------------------------------- */
+
+/* The member, or NULL when it is missing or null; false when `object` is none. */
+static bool member(const json_t *object, const char *key, const json_t **out, const char *where, Error *e) {
+    *out = NULL;
+    if (!json_is_object(object)) {
+        return fail(e, EXIT_DATA, "a JSON object with \"%s\" is expected; %s; check that it is the right file",
+                    text_shown(key).text, where);
+    }
+    *out = json_object_get(object, key);
+    if (json_is_null(*out)) *out = NULL;
+    return true;
+}
+
+static bool wrong(const char *key, const json_t *value, const char *expected, const char *where, Error *e) {
+    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+    fail(e, EXIT_DATA, "\"%s\" is %s, %s is expected; %s; correct the file", text_shown(key).text,
+         text ? text_shown(text).text : "?", expected, where);
+    free(text);
+    return false;
+}
+
+static bool whole(const json_t *value, int64_t *out) {
+    if (json_is_integer(value)) {
+        *out = json_integer_value(value);
+        return true;
+    }
+    double x = json_number_value(value);
+    if (!json_is_real(value) || x != floor(x) || fabs(x) > 0x1p53) return false;
+    *out = (int64_t)x;
+    return true;
+}
+
+bool json_int(const json_t *object, const char *key, int64_t fallback, int64_t low, int64_t high, int64_t *out,
+              const char *where, Error *e) {
+    const json_t *value;
+    if (!member(object, key, &value, where, e)) return false;
+    *out = fallback;
+    if (!value) return true;
+    int64_t n;
+    if (!whole(value, &n) || n < low || n > high) {
+        char expected[96];
+        snprintf(expected, sizeof expected, "an integer from %lld to %lld", (long long)low, (long long)high);
+        return wrong(key, value, expected, where, e);
+    }
+    *out = n;
+    return true;
+}
+
+bool json_double(const json_t *object, const char *key, double fallback, double *out, const char *where, Error *e) {
+    const json_t *value;
+    if (!member(object, key, &value, where, e)) return false;
+    if (value && !json_is_number(value)) return wrong(key, value, "a number", where, e);
+    *out = value ? json_number_value(value) : fallback;
+    return true;
+}
+
+bool json_bool(const json_t *object, const char *key, bool fallback, bool *out, const char *where, Error *e) {
+    const json_t *value;
+    if (!member(object, key, &value, where, e)) return false;
+    if (value && !json_is_boolean(value)) return wrong(key, value, "true or false", where, e);
+    *out = value ? json_is_true(value) : fallback;
+    return true;
+}
+
+bool json_text(const json_t *object, const char *key, const char *fallback, const char **out, const char *where,
+               Error *e) {
+    const json_t *value;
+    if (!member(object, key, &value, where, e)) return false;
+    if (value && !json_is_string(value)) return wrong(key, value, "a string", where, e);
+    *out = value ? json_string_value(value) : fallback;
+    return true;
+}

@@ -1,0 +1,41 @@
+/* The option table: one row says everything about one setting, and whoever reads, writes, explains or compares settings
+ * walks the rows. A new setting is a field of Config and a row in options.c, nothing else. */
+#ifndef MOP_OPTIONS_H
+#define MOP_OPTIONS_H
+
+#include "base/config.h"
+
+typedef enum { OPTION_TEXT, OPTION_LIST, OPTION_INTEGER, OPTION_NUMBER, OPTION_CHOICE } OptionKind;
+
+typedef struct {
+    const char *key; /* "train.steps": section and name; or a name alone */
+    OptionKind kind;
+    size_t offset;       /* of the field in Config: const char *, const char **, int64_t, double, an enum */
+    const char *initial; /* the default, as text */
+    const char *unit;    /* "" where there is none */
+    double low, high;    /* of integers and numbers, both allowed */
+    double also;         /* one value more outside of [low, high]; 0: none */
+    /* NULL-terminated. Of a choice: the names of the enum's values, in its order. Of a text: the forms it may have,
+     * where capitals after a colon stand for any text; NULL: any text at all. */
+    const char *const *choices;
+    bool fixed; /* may not change when a run is resumed */
+    const char *help;
+} Option;
+
+extern const Option options[];
+extern const int option_count;
+
+const Option *option_find(const char *key); /* NULL: no such key */
+const Option *option_nearest(const char *key);
+size_t option_section(const Option *o); /* bytes of the key that are its section; 0: none */
+
+/* Gives the field its value; EXIT_USAGE with "key is ...; it must be ..." when the text is not allowed. A list becomes
+ * a list of one, or of none when the text is "". */
+bool option_set(const Option *o, Config *c, const char *text, Error *e);
+bool option_set_list(const Option *o, Config *c, const char *const *items, size_t n, Error *e);
+
+void option_print(const Option *o, const Config *c, FILE *f); /* the value, as YAML on one line */
+void option_print_allowed(const Option *o, FILE *f);          /* "an integer from 1 to 8 (steps)" */
+bool option_equal(const Option *o, const Config *a, const Config *b);
+
+#endif

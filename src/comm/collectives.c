@@ -1,0 +1,275 @@
+/* Collectives, all made of one primitive: every member hands over a parcel per member. A front door charges the bytes that
+ * this rank sends to and receives from others, and queues the exchange; sums are made here, in member order, from a bounded staging
+ * area. On sim the members' clocks meet instead.
+ *
+ *   bytes sent by a rank (n = bytes of the part named)           G = members
+ *   all_gather      (G-1) n        of its input n
+ *   reduce_scatter  (G-1) n        of its output n
+ *   all_reduce      2 (G-1) n / G  of t, or (G-1) n when t is small (one exchange instead of two)
+ *   all_to_all      the rows for others
+ */
+#include "comm/comm.h"
+#include "ops/kernels.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { SMALL_BYTES = 16 << 10 }; /* all_reduce of at most this: everybody gets everything and sums it */
+
+const char *collective_name(Collective c) {
+    static const char *const names[COLLECTIVE_COUNT] = {"all_gather", "reduce_scatter", "all_reduce", "all_to_all", "broadcast", "barrier"};
+    MUST(c >= 0 && c < COLLECTIVE_COUNT);
+    return names[c];
+}
+
+bool comm_open(Comm *c, const Mesh *m, Wire *w, Device *d, Error *e) {
+    *c = (Comm){.mesh = *m, .wire = w, .device = d};
+    int largest = 1;
+    for (int a = 0; a < AXIS_COUNT; a++) largest = (int)max64(largest, m->axis[a].size);
+    size_t staging = (size_t)largest * COMM_ROUND_BYTES;
+    if (!arena_open(&c->arena, d, "staging", TIER_DEVICE, staging, e)) return false;
+    Tensor t = arena_tensor(&c->arena, BYTE, DIM((int64_t)staging));
+    for (int a = 0; a < AXIS_COUNT; a++) {
+        Parcel *parcels = calloc((size_t)m->axis[a].size, sizeof *parcels);
+        MUST(parcels);
+        c->group[a] = (Group){.axis = m->axis[a], .wire = w, .device = d, .staging = t, .parcels = parcels};
+    }
+    return true;
+}
+
+void comm_close(Comm *c) {
+    for (int a = 0; a < AXIS_COUNT; a++) free(c->group[a].parcels);
+    arena_close(&c->arena);
+}
+
+/* ---- Charging and queueing -------------------------------------------------------------------- */
+
+typedef struct {
+    Group *group;
+    Tensor out, in;
+    const int64_t *out_rows, *in_rows;
+    int root;
+} CollectiveArgs;
+
+/* Counts the traffic; true when the exchange should also run. */
+static bool charge_traffic(Group *g, Stream *s, Collective c, int64_t sent, int64_t received) {
+    Device *d = g->device;
+    TrafficCount *t = &d->meter.traffic[g->axis.name][c];
+    t->calls++;
+    t->sent += sent;
+    t->received += received;
+    if (!d->sim) return true;
+    if (g->axis.size == 1) return false;
+    double start = g->wire->meet(g->wire, &g->axis, s->clock);
+    double seconds = d->machine->link_latency + (double)max64(sent, received) / d->machine->link_bandwidth;
+    s->clock = start + seconds;
+    t->seconds += seconds;
+    return false;
+}
+
+/* The sum that a reduction makes on the way: ranks rows of `count` elements. */
+static bool charge_sum(Group *g, Stream *s, int64_t count, Type type) {
+    int64_t flops = type == INT64 ? 0 : count * (g->axis.size - 1);
+    return charge(s, (Cost){.op = OP_SUM_ROWS, .flops = flops, .bytes = count * (g->axis.size + 1) * (int64_t)type_bytes(type)});
+}
+
+static void exchange(Stream *s, Group *g) {
+    Error e = {0};
+    if (!g->wire->exchange(g->wire, &g->axis, g->parcels, &e)) device_fail(s->device, &e);
+}
+
+static Tensor flat(Tensor t) {
+    return tensor_view(t, DIM(tensor_count(t)));
+}
+
+/* Elements [first, first + count) of a flat tensor. */
+static Tensor slice(Tensor t, int64_t first, int64_t count) {
+    return tensor_rows(flat(t), first, count);
+}
+
+/* ---- all_gather, broadcast, barrier, all_to_all ------------------------------------------------ */
+
+static void run_all_gather(Stream *s, const void *args) {
+    const CollectiveArgs *a = args;
+    size_t bytes = tensor_bytes(a->in);
+    for (int j = 0; j < a->group->axis.size; j++)
+        a->group->parcels[j] = (Parcel){a->in.data, (char *)a->out.data + (size_t)j * bytes, bytes, bytes};
+    exchange(s, a->group);
+}
+
+void all_gather(Group *g, Stream *s, Tensor out, Tensor in) {
+    MUST(out.type == in.type && tensor_count(out) == g->axis.size * tensor_count(in));
+    int64_t bytes = (g->axis.size - 1) * (int64_t)tensor_bytes(in);
+    CollectiveArgs a = {.group = g, .out = out, .in = in};
+    if (charge_traffic(g, s, ALL_GATHER, bytes, bytes)) stream_launch(s, run_all_gather, &a, sizeof a);
+}
+
+static void run_broadcast(Stream *s, const void *args) {
+    const CollectiveArgs *a = args;
+    Group *g = a->group;
+    size_t bytes = tensor_bytes(a->in);
+    bool root = g->axis.index == a->root;
+    for (int j = 0; j < g->axis.size; j++)
+        g->parcels[j] = (Parcel){a->in.data, a->in.data, root ? bytes : 0, j == a->root ? bytes : 0};
+    exchange(s, g);
+}
+
+void broadcast(Group *g, Stream *s, Tensor t, int root) {
+    int64_t bytes = (int64_t)tensor_bytes(t);
+    bool sends = g->axis.index == root;
+    CollectiveArgs a = {.group = g, .in = t, .root = root};
+    if (charge_traffic(g, s, BROADCAST, sends ? (g->axis.size - 1) * bytes : 0, sends ? 0 : bytes))
+        stream_launch(s, run_broadcast, &a, sizeof a);
+}
+
+static void run_barrier(Stream *s, const void *args) {
+    Group *g = ((const CollectiveArgs *)args)->group;
+    char *in = g->staging.data;
+    static const char token = 1;
+    for (int j = 0; j < g->axis.size; j++) g->parcels[j] = (Parcel){&token, in + j, 1, 1};
+    exchange(s, g);
+}
+
+void barrier(Group *g, Stream *s) {
+    CollectiveArgs a = {.group = g};
+    if (charge_traffic(g, s, BARRIER, g->axis.size - 1, g->axis.size - 1)) stream_launch(s, run_barrier, &a, sizeof a);
+}
+
+static int64_t row_bytes(Tensor t) {
+    return (t.dims > 1 ? t.dim[1] : 1) * (int64_t)type_bytes(t.type);
+}
+
+static void run_all_to_all(Stream *s, const void *args) {
+    const CollectiveArgs *a = args;
+    Group *g = a->group;
+    size_t row = (size_t)row_bytes(a->in);
+    char *in = a->in.data, *out = a->out.data;
+    for (int j = 0; j < g->axis.size; j++) {
+        size_t sent = (size_t)a->in_rows[j] * row, received = (size_t)a->out_rows[j] * row;
+        g->parcels[j] = (Parcel){in, out, sent, received};
+        in += sent;
+        out += received;
+    }
+    exchange(s, g);
+}
+
+void all_to_all(Group *g, Stream *s, Tensor out, const int64_t *out_rows, Tensor in, const int64_t *in_rows) {
+    int64_t row = row_bytes(in), sent = 0, received = 0;
+    MUST(out.type == in.type && row_bytes(out) == row);
+    for (int j = 0; j < g->axis.size; j++) {
+        sent += in_rows[j];
+        received += out_rows[j];
+    }
+    MUST(sent <= in.dim[0] && received <= out.dim[0]);
+    int own = g->axis.index;
+    CollectiveArgs a = {.group = g, .out = out, .in = in, .out_rows = out_rows, .in_rows = in_rows};
+    if (charge_traffic(g, s, ALL_TO_ALL, (sent - in_rows[own]) * row, (received - out_rows[own]) * row))
+        stream_launch(s, run_all_to_all, &a, sizeof a);
+}
+
+/* ---- Reductions ------------------------------------------------------------------------------- */
+
+static void sum_staged(Stream *s, Tensor out, Tensor staged) {
+    AddArgs a = {.y = out, .a = staged};
+    int column = out.type == FP64;
+    LaunchFunction kernel = out.type == INT64 ? NULL : s->device->kernels->run[column][OP_SUM_ROWS];
+    if (!kernel) kernel = kernels_plain.run[column][OP_SUM_ROWS];
+    kernel(s, &a);
+}
+
+/* out[c] = sum over members of in[index * c ...]: member j's part is [j c, min(n, (j+1) c)) of in [n]. In rounds, so that staging
+ * is bounded. */
+static void reduce_parts(Stream *s, Group *g, Tensor out, Tensor in, int64_t c) {
+    int64_t n = tensor_count(in), element = (int64_t)type_bytes(in.type), round = COMM_ROUND_BYTES / element;
+    int64_t first = g->axis.index * c, mine = max64(0, min64(c, n - first));
+    for (int64_t at = 0; at < c; at += round) {
+        int64_t got = max64(0, min64(round, mine - at));
+        for (int j = 0; j < g->axis.size; j++) {
+            int64_t theirs = max64(0, min64(round, min64(c, n - j * c) - at));
+            g->parcels[j] = (Parcel){(char *)in.data + (j * c + at) * element, (char *)g->staging.data + j * got * element,
+                                     (size_t)(theirs * element), (size_t)(got * element)};
+        }
+        exchange(s, g);
+        if (device_failed(s->device) || got == 0) continue;
+        sum_staged(s, slice(out, at, got), tensor_at(g->staging.data, in.type, DIM(g->axis.size, got)));
+    }
+}
+
+static void run_reduce_scatter(Stream *s, const void *args) {
+    const CollectiveArgs *a = args;
+    reduce_parts(s, a->group, a->out, a->in, tensor_count(a->out));
+}
+
+void reduce_scatter(Group *g, Stream *s, Tensor out, Tensor in) {
+    MUST(out.type == in.type && tensor_count(in) == g->axis.size * tensor_count(out));
+    int64_t bytes = (g->axis.size - 1) * (int64_t)tensor_bytes(out);
+    bool sum = charge_sum(g, s, tensor_count(out), out.type);
+    CollectiveArgs a = {.group = g, .out = out, .in = in};
+    if (charge_traffic(g, s, REDUCE_SCATTER, bytes, bytes) && sum) stream_launch(s, run_reduce_scatter, &a, sizeof a);
+}
+
+static void run_all_reduce_small(Stream *s, const void *args) {
+    const CollectiveArgs *a = args;
+    Group *g = a->group;
+    size_t bytes = tensor_bytes(a->in);
+    for (int j = 0; j < g->axis.size; j++) g->parcels[j] = (Parcel){a->in.data, (char *)g->staging.data + (size_t)j * bytes, bytes, bytes};
+    exchange(s, g);
+    if (device_failed(s->device)) return;
+    sum_staged(s, flat(a->in), tensor_at(g->staging.data, a->in.type, DIM(g->axis.size, tensor_count(a->in))));
+}
+
+/* Everybody sums his part, then everybody gets all parts. */
+static void run_all_reduce(Stream *s, const void *args) {
+    const CollectiveArgs *a = args;
+    Group *g = a->group;
+    int64_t n = tensor_count(a->in), element = (int64_t)type_bytes(a->in.type), c = ceil_div(n, g->axis.size);
+    int64_t first = min64(n, g->axis.index * c), mine = min64(c, n - first);
+    char *data = a->in.data;
+    reduce_parts(s, g, slice(a->in, first, mine), flat(a->in), c);
+    for (int j = 0; j < g->axis.size; j++) {
+        int64_t from = min64(n, j * c), count = min64(c, n - from);
+        g->parcels[j] = (Parcel){data + first * element, data + from * element, (size_t)(mine * element), (size_t)(count * element)};
+    }
+    exchange(s, g);
+}
+
+void all_reduce(Group *g, Stream *s, Tensor t) {
+    int64_t n = tensor_count(t), bytes = (int64_t)tensor_bytes(t), element = (int64_t)type_bytes(t.type);
+    int64_t c = ceil_div(n, g->axis.size), first = min64(n, g->axis.index * c), mine = min64(c, n - first);
+    bool small = bytes <= SMALL_BYTES;
+    int64_t others = n - mine, peers = g->axis.size - 1;
+    int64_t sent = small ? peers * bytes : (others + peers * mine) * element;
+    int64_t received = small ? peers * bytes : (peers * mine + others) * element;
+    CollectiveArgs a = {.group = g, .in = t};
+    bool sum = charge_sum(g, s, small ? n : mine, t.type);
+    if (charge_traffic(g, s, ALL_REDUCE, sent, received) && sum)
+        stream_launch(s, small ? run_all_reduce_small : run_all_reduce, &a, sizeof a);
+}
+
+/* ---- Host messages ---------------------------------------------------------------------------- */
+
+bool host_gather(Comm *c, void *all, const void *mine, size_t bytes, Error *e) {
+    Group *g = &c->group[AXIS_WORLD];
+    event_wait(event_record(&c->device->stream[STREAM_NETWORK])); /* the wire is ours until we return */
+    for (int j = 0; j < g->axis.size; j++) g->parcels[j] = (Parcel){mine, (char *)all + (size_t)j * bytes, bytes, bytes};
+    return g->wire->exchange(g->wire, &g->axis, g->parcels, e);
+}
+
+typedef struct {
+    bool ok;
+    Error error;
+} Opinion;
+
+bool host_agree(Comm *c, bool mine, Error *e) {
+    int world = c->mesh.world;
+    Opinion own = {.ok = mine, .error = *e}, *all = calloc((size_t)world, sizeof *all);
+    MUST(all);
+    bool agreed = host_gather(c, all, &own, sizeof own, e);
+    for (int r = 0; agreed && r < world; r++) {
+        if (all[r].ok) continue;
+        *e = all[r].error;
+        agreed = false;
+    }
+    free(all);
+    return agreed;
+}

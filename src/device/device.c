@@ -1,0 +1,121 @@
+/* The Device: opens streams and pool, keeps the meter. Every op and collective is charged here, on every device; sim answers
+ * "counted; do not run" and moves its clock instead. */
+#include "device/pool.h"
+#include "device/stream.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+const char *component_name(Component c) {
+    static const char *const names[COMPONENT_COUNT] = {"attention", "dense", "router", "experts", "vocabulary", "optimizer", "other"};
+    MUST(c >= 0 && c < COMPONENT_COUNT);
+    return names[c];
+}
+
+static bool open_kind(Device *d, const char *name, Error *e) {
+    bool late = strcmp(name, "cpu:late") == 0;
+    if (strncmp(name, "sim:", 4) == 0) {
+        d->sim = true;
+        d->machine = machine_find(name + 4);
+        if (!d->machine)
+            return fail(e, EXIT_USAGE, "device: no machine is named \"%s\"; `mop config explain device` lists them", name + 4);
+        return true;
+    }
+    if (strcmp(name, "cpu") != 0 && strncmp(name, "cpu:", 4) != 0)
+        return fail(e, EXIT_USAGE, "device: \"%s\" is not a device; use cpu, or sim:NAME to meter without running", name);
+    for (int i = 0; i < STREAM_COUNT; i++)
+        if (late || i == STREAM_NETWORK) d->stream[i].queue = queue_open(&d->stream[i], late);
+    return true;
+}
+
+Device *device_open(const char *name, int threads, const struct Kernels *kernels, Error *e) {
+    Device *d = calloc(1, sizeof *d);
+    MUST(d);
+    d->name = name;
+    d->kernels = kernels;
+    d->component = COMPONENT_OTHER;
+    d->failure = failure_open();
+    for (int i = 0; i < STREAM_COUNT; i++) d->stream[i] = (Stream){.device = d, .kind = (StreamKind)i, .charged = -1};
+    if (!open_kind(d, name, e)) {
+        device_close(d);
+        return NULL;
+    }
+    if (!d->sim) d->pool = pool_open(threads);
+    return d;
+}
+
+void device_close(Device *d) {
+    if (!d) return;
+    for (int i = 0; i < STREAM_COUNT; i++) queue_close(d->stream[i].queue);
+    if (d->pool) pool_close(d->pool);
+    failure_close(d->failure);
+    free(d);
+}
+
+Component device_component(Device *d, Component c) {
+    Component before = d->component;
+    d->component = c;
+    return before;
+}
+
+void meter_clear(Device *d) {
+    memset(&d->meter, 0, sizeof d->meter);
+}
+
+void device_rate(Device *d, Type t) {
+    if (!d->sim) return;
+    d->flops_per_second = t == FP64 ? d->machine->flops_fp64 : t == BF16 ? d->machine->flops_bf16 : d->machine->flops_fp32;
+}
+
+bool charge(Stream *s, Cost c) {
+    Device *d = s->device;
+    MUST(c.op >= 0 && c.op < MAX_OPS && c.flops >= 0 && c.bytes >= 0);
+    OpCount *count = &d->meter.op[c.op];
+    count->calls++;
+    count->flops += c.flops;
+    count->bytes += c.bytes;
+    d->meter.flops[d->component] += c.flops;
+    if (!d->sim) {
+        s->charged = c.op;
+        return true;
+    }
+    double compute = (double)c.flops / d->flops_per_second, memory = (double)c.bytes / d->machine->memory_bandwidth;
+    double seconds = compute > memory ? compute : memory;
+    count->seconds += seconds;
+    s->clock += seconds;
+    return false;
+}
+
+/* ---- Between host and device ------------------------------------------------------------------ */
+
+void device_read(Stream *s, void *host, Tensor t, ReadKind kind) {
+    Device *d = s->device;
+    d->meter.copied_down += (int64_t)tensor_bytes(t);
+    if (d->sim) {
+        MUST(d->answer);
+        d->answer(d->answer_context, kind, host, t);
+        return;
+    }
+    event_wait(event_record(s));
+    if (device_failed(d)) memset(host, 0, tensor_bytes(t));
+    else memcpy(host, t.data, tensor_bytes(t));
+}
+
+typedef struct {
+    Tensor t;
+    const void *host;
+} WriteArgs;
+
+static void write_host(Stream *s, const void *args) {
+    const WriteArgs *a = args;
+    (void)s;
+    memcpy(a->t.data, a->host, tensor_bytes(a->t));
+}
+
+void device_write(Stream *s, Tensor t, const void *host) {
+    Device *d = s->device;
+    d->meter.copied_up += (int64_t)tensor_bytes(t);
+    if (d->sim || tensor_bytes(t) == 0) return;
+    stream_launch(s, write_host, &(WriteArgs){t, host}, sizeof(WriteArgs));
+    event_wait(event_record(s)); /* `host` is the caller's again */
+}

@@ -1,0 +1,164 @@
+/* Memory, order and time on one machine.
+ *
+ * A Device has four Streams (in-order queues of work) and any number of Arenas (memory reserved once, handed out as a
+ * stack). The contract is asynchronous everywhere: an op may still run when its front door returns. Work on one stream runs
+ * in order; between streams only an Event orders. Memory that another stream may still touch is reused only after an Event.
+ *
+ *   cpu        compute runs in the caller's thread and the rank's pool; network has a thread of its own
+ *   cpu:plain  the same with the plain definitions of every op (slow)
+ *   cpu:late   the same as cpu with a thread for every stream and random delays: a forgotten Event shows (tests)
+ *   sim:NAME   the same step code, metered and not run: memory is address space that nobody may touch
+ */
+#ifndef MOP_DEVICE_H
+#define MOP_DEVICE_H
+
+#include "base/config.h"
+#include "device/tensor.h"
+
+typedef struct Device Device;
+typedef struct Stream Stream;
+typedef struct Pool Pool;
+struct Kernels; /* ops/kernels.h: what runs for each op */
+
+typedef enum { STREAM_COMPUTE, STREAM_NETWORK, STREAM_UP, STREAM_DOWN, STREAM_COUNT } StreamKind;
+typedef enum { TIER_DEVICE, TIER_HOST, TIER_COUNT } Tier;
+
+/* What a FLOP, a byte or a piece of memory is for. */
+typedef enum {
+    COMPONENT_ATTENTION, COMPONENT_DENSE, COMPONENT_ROUTER, COMPONENT_EXPERTS, COMPONENT_VOCABULARY,
+    COMPONENT_OPTIMIZER, COMPONENT_OTHER, COMPONENT_COUNT
+} Component;
+const char *component_name(Component c);
+
+/* ---- Arenas ----------------------------------------------------------------------------------- */
+
+/* One reservation in one place. `used` never exceeds `capacity` (MUST): the capacity comes from the plan, made by this very
+ * code on sim, where capacity is unlimited. Not thread safe: a rank allocates from its own thread. */
+typedef struct Arena {
+    const char *name;
+    Device *device;
+    Tier tier;
+    char *base;
+    size_t capacity, used, peak;
+    size_t by[COMPONENT_COUNT], by_at_peak[COMPONENT_COUNT];
+    struct Arena *next; /* the device's list */
+    void *mapping;
+    size_t mapped;
+} Arena;
+
+typedef struct {
+    size_t used, by[COMPONENT_COUNT];
+} Mark;
+
+bool arena_open(Arena *a, Device *d, const char *name, Tier tier, size_t capacity, Error *e);
+void arena_close(Arena *a);
+Mark arena_mark(const Arena *a);
+void arena_reset(Arena *a, Mark m); /* gives back everything above; debug builds hand out memory full of NaN */
+Tensor arena_tensor(Arena *a, Type type, int dims, const int64_t *dim); /* arena_tensor(a, FP32, DIM(n, h)); 64-byte aligned */
+void *arena_bytes(Arena *a, size_t bytes);                                /* host arenas: plain memory */
+
+/* ---- Streams and events ----------------------------------------------------------------------- */
+
+typedef struct {
+    Stream *stream;
+    uint64_t ticket;
+    double clock; /* sim */
+} Event;
+
+Event event_record(Stream *s);          /* everything issued on s so far */
+void stream_wait(Stream *s, Event e);   /* what is issued on s from now on runs after e */
+void event_wait(Event e);               /* the host waits */
+
+/* Host code reads device data (rows per expert, clip factor and finite check, loss: nowhere else). Waits for s. On sim the
+ * bytes come from device_answer. On a failed device the bytes are zeros. */
+typedef enum { READ_ROUTING, READ_NORMS, READ_LOSS } ReadKind;
+void device_read(Stream *s, void *host, Tensor t, ReadKind kind);
+/* Host bytes into a tensor (the batch) on stream s: `host` is copied before the call returns. Charged as a copy up. */
+void device_write(Stream *s, Tensor t, const void *host);
+
+/* ---- Launching: for front doors only ---------------------------------------------------------- */
+
+/* What an op costs: floating-point operations, and bytes read and written in memory. */
+typedef struct {
+    int op;
+    int64_t flops, bytes;
+} Cost;
+
+/* The meter: counts c on the stream's device; true when the op should also run (false on sim: its clock moves instead). */
+bool charge(Stream *s, Cost c);
+/* Runs or queues fn(s, args), `args` copied by value (at most LAUNCH_BYTES). */
+enum { LAUNCH_BYTES = 768 };
+typedef void (*LaunchFunction)(Stream *s, const void *args);
+void stream_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes);
+
+/* A collective or a peer failed: later work on every stream of the device is skipped, waits return, reads give zeros.
+ * The first error is kept. device_failed returns it, or NULL. */
+void device_fail(Device *d, const Error *e);
+const Error *device_failed(Device *d);
+
+/* ---- The device ------------------------------------------------------------------------------- */
+
+enum { MAX_OPS = 40, MAX_GROUPS = 16, MAX_COLLECTIVES = 8 };
+
+typedef struct {
+    int64_t calls, flops, bytes;
+    double seconds; /* measured when the device profiles; on sim predicted */
+} OpCount;
+
+typedef struct {
+    int64_t calls, sent, received; /* bytes of this rank, to and from others */
+    double seconds;
+} TrafficCount;
+
+/* Everything that happened on a device since meter_clear. Identical on cpu and sim for the same run. */
+typedef struct {
+    OpCount op[MAX_OPS];
+    int64_t flops[COMPONENT_COUNT];
+    TrafficCount traffic[MAX_GROUPS][MAX_COLLECTIVES];
+    int64_t copied_up, copied_down;
+} Meter;
+
+/* Rates of the machine that sim predicts with (one rank's share), from a named row of machines.c. */
+typedef struct {
+    const char *name, *note;
+    double flops_fp32, flops_bf16, flops_fp64; /* per second */
+    double memory_bandwidth;                    /* bytes/s */
+    double link_bandwidth, link_latency;        /* bytes/s each way, seconds */
+    double memory_bytes;
+} Machine;
+const Machine *machine_find(const char *name); /* NULL: unknown */
+void machine_list(FILE *f);
+
+struct Stream {
+    Device *device;
+    StreamKind kind;
+    struct StreamQueue *queue; /* NULL: runs in the caller's thread */
+    double clock;              /* sim: seconds */
+    int charged;               /* the op charged last, for the profile of the launch that follows; -1: none */
+};
+
+struct Device {
+    const char *name;
+    bool sim, profile;
+    const struct Kernels *kernels; /* NULL on sim */
+    const Machine *machine;         /* sim */
+    double flops_per_second;        /* sim: at the compute type of the run (device_rate) */
+    Pool *pool;
+    Stream stream[STREAM_COUNT];
+    Arena *arenas;
+    Meter meter;
+    Component component;
+    /* sim: what the host is told when it reads device data */
+    void (*answer)(void *context, ReadKind kind, void *host, Tensor t);
+    void *answer_context;
+    struct DeviceFailure *failure;
+};
+
+/* `kernels` comes from ops/kernels.h (kernels_for). */
+Device *device_open(const char *name, int threads, const struct Kernels *kernels, Error *e);
+void device_close(Device *d);
+Component device_component(Device *d, Component c); /* sets what the next charges and allocations are for; returns the old */
+void meter_clear(Device *d);
+void device_rate(Device *d, Type t); /* sim: the compute type that FLOPs are charged at */
+
+#endif

@@ -1,0 +1,169 @@
+/* Streams: in-order queues of work. A stream without a queue runs its work in the caller's thread (the CPU's compute); one with a
+ * queue has a thread, so that its work overlaps. An event is a ticket number: "everything up to here". */
+#include "device/stream.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { QUEUE_LENGTH = 256 };
+
+typedef struct {
+    LaunchFunction fn; /* NULL: wait for `event` */
+    Event event;
+    int op;
+    _Alignas(16) char args[LAUNCH_BYTES];
+} Work;
+
+struct StreamQueue {
+    Stream *stream;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t moved; /* issued, done or closing changed */
+    uint64_t issued, done;
+    bool closing;
+    unsigned late; /* state of the delays' generator; 0: no delays */
+    Work work[QUEUE_LENGTH];
+};
+
+struct DeviceFailure {
+    atomic_bool failed;
+    pthread_mutex_t lock;
+    Error error;
+};
+
+/* ---- Failure ---------------------------------------------------------------------------------- */
+
+struct DeviceFailure *failure_open(void) {
+    struct DeviceFailure *f = calloc(1, sizeof *f);
+    MUST(f);
+    pthread_mutex_init(&f->lock, NULL);
+    return f;
+}
+
+void failure_close(struct DeviceFailure *f) {
+    pthread_mutex_destroy(&f->lock);
+    free(f);
+}
+
+void device_fail(Device *d, const Error *e) {
+    pthread_mutex_lock(&d->failure->lock);
+    if (!atomic_load(&d->failure->failed)) d->failure->error = *e;
+    atomic_store(&d->failure->failed, true);
+    pthread_mutex_unlock(&d->failure->lock);
+}
+
+const Error *device_failed(Device *d) {
+    return atomic_load(&d->failure->failed) ? &d->failure->error : NULL;
+}
+
+/* ---- Running ---------------------------------------------------------------------------------- */
+
+static void run(Stream *s, LaunchFunction fn, const void *args, int op) {
+    if (atomic_load_explicit(&s->device->failure->failed, memory_order_acquire)) return;
+    if (!s->device->profile || op < 0) {
+        fn(s, args);
+        return;
+    }
+    double start = seconds_now();
+    fn(s, args);
+    s->device->meter.op[op].seconds += seconds_now() - start;
+}
+
+static void delay(struct StreamQueue *q) {
+    if (!q->late) return;
+    q->late = q->late * 1664525u + 1013904223u;
+    struct timespec t = {0, (q->late >> 16) % 100 * 1000}; /* up to 0.1 ms */
+    nanosleep(&t, NULL);
+}
+
+static void *work_through(void *context) {
+    struct StreamQueue *q = context;
+    pthread_mutex_lock(&q->lock);
+    while (true) {
+        while (q->done == q->issued && !q->closing) pthread_cond_wait(&q->moved, &q->lock);
+        if (q->done == q->issued) break;
+        Work *w = &q->work[q->done % QUEUE_LENGTH];
+        pthread_mutex_unlock(&q->lock);
+        delay(q);
+        if (w->fn) run(q->stream, w->fn, w->args, w->op);
+        else event_wait(w->event);
+        pthread_mutex_lock(&q->lock);
+        q->done++;
+        pthread_cond_broadcast(&q->moved);
+    }
+    pthread_mutex_unlock(&q->lock);
+    return NULL;
+}
+
+static void enqueue(struct StreamQueue *q, LaunchFunction fn, const void *args, size_t bytes, Event event, int op) {
+    pthread_mutex_lock(&q->lock);
+    while (q->issued - q->done == QUEUE_LENGTH) pthread_cond_wait(&q->moved, &q->lock);
+    Work *w = &q->work[q->issued % QUEUE_LENGTH];
+    w->fn = fn;
+    w->event = event;
+    w->op = op;
+    if (bytes) memcpy(w->args, args, bytes);
+    q->issued++;
+    pthread_cond_broadcast(&q->moved);
+    pthread_mutex_unlock(&q->lock);
+}
+
+struct StreamQueue *queue_open(Stream *s, bool late) {
+    struct StreamQueue *q = calloc(1, sizeof *q);
+    MUST(q);
+    q->stream = s;
+    q->late = late ? 1 + (unsigned)s->kind : 0;
+    pthread_mutex_init(&q->lock, NULL);
+    pthread_cond_init(&q->moved, NULL);
+    MUST(pthread_create(&q->thread, NULL, work_through, q) == 0);
+    return q;
+}
+
+void queue_close(struct StreamQueue *q) {
+    if (!q) return;
+    pthread_mutex_lock(&q->lock);
+    q->closing = true;
+    pthread_cond_broadcast(&q->moved);
+    pthread_mutex_unlock(&q->lock);
+    pthread_join(q->thread, NULL);
+    pthread_cond_destroy(&q->moved);
+    pthread_mutex_destroy(&q->lock);
+    free(q);
+}
+
+/* ---- The contract ----------------------------------------------------------------------------- */
+
+void stream_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes) {
+    MUST(bytes <= LAUNCH_BYTES);
+    int op = s->charged;
+    s->charged = -1;
+    if (s->queue) enqueue(s->queue, fn, args, bytes, (Event){0}, op);
+    else run(s, fn, args, op);
+}
+
+Event event_record(Stream *s) {
+    Event e = {.stream = s, .clock = s->clock};
+    if (!s->queue) return e;
+    pthread_mutex_lock(&s->queue->lock);
+    e.ticket = s->queue->issued;
+    pthread_mutex_unlock(&s->queue->lock);
+    return e;
+}
+
+void event_wait(Event e) {
+    if (!e.stream || !e.stream->queue) return;
+    struct StreamQueue *q = e.stream->queue;
+    pthread_mutex_lock(&q->lock);
+    while (q->done < e.ticket) pthread_cond_wait(&q->moved, &q->lock);
+    pthread_mutex_unlock(&q->lock);
+}
+
+void stream_wait(Stream *s, Event e) {
+    if (e.clock > s->clock) s->clock = e.clock;
+    if (!e.stream || !e.stream->queue || e.stream == s) return;
+    if (s->queue) enqueue(s->queue, NULL, NULL, 0, e, -1);
+    else event_wait(e);
+}

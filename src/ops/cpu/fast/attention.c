@@ -1,0 +1,468 @@
+/* Attention and its gradient, as two small products.
+ *
+ * One block of rows is held: its rows lie along the lanes of vectors, in strips [d][STRIP]. The rows that it meets pass by in
+ * their own order, read where they are, each element broadcast to all lanes:
+ *
+ *     meet:    S[row][lane]  = sum_c passing[row][c] held[c][lane]
+ *     gather:  sum[c][lane] += sum_row passing[row][c] W[row][lane]
+ *
+ *     what runs      held           passing      meets                          gathers
+ *     forward        queries        keys         S = k q                        out += v P
+ *     dk, dv         keys, values   queries      S = q k, dP = dout v           dv += dout P, dk += q dS
+ *     dq             queries, dout  keys         S = k q, dP = v dout           dq += k dS
+ *
+ * with P = exp(scale S - lse) and dS = scale P (dP - delta). No sum ever crosses lanes, nothing is packed but the held block, and
+ * scores exist for one strip and CHUNK passing rows at a time. In the forward lse is not known yet: each lane keeps the
+ * largest score so far and rescales what it has gathered when that grows (online softmax).
+ *
+ * Which rows a lane sees is one interval either way: query t sees keys first_key(t) .. t, and since first_key never falls,
+ * key j is seen by queries j .. last_query(j). Chunks that no lane sees are skipped; only rows that some lane does not see are
+ * masked. A task is one held block, so results depend on no other task; the gradient meets every pair twice, which costs 7
+ * products instead of 5 and spares any sum between tasks. */
+#include "ops/cpu/fast/fast.h"
+#include <math.h>
+
+enum {
+    BLOCK = 96, /* held rows of a task */
+    CHUNK = 64, /* passing rows at a time */
+    VECTORS = 3, /* of a strip */
+    STRIP = VECTORS * LANES,
+    STRIPS = BLOCK / STRIP,
+    TILE = VECTOR_BYTES == 64 ? 8 : 4, /* TILE x VECTORS sums fill the registers */
+};
+_Static_assert(BLOCK % STRIP == 0, "a block is whole strips");
+
+/* ---- The two products ------------------------------------------------------------------------- */
+
+/* Rows of one head of a [T, heads, d], as REALs: element c of the i-th is at[i * stride + c]. */
+typedef struct {
+    const REAL *at;
+    int64_t stride;
+} Rows;
+
+static Rows rows_from(Rows r, int64_t i) {
+    return (Rows){r.at + i * r.stride, r.stride};
+}
+
+INLINE void meet_tile(REAL *s, Rows passing, const REAL *held, int64_t d, const int rows) {
+    Vector sum[TILE][VECTORS] = {{{0}}};
+    for (int64_t c = 0; c < d; c++) {
+        Vector column[VECTORS];
+        UNROLLED for (int v = 0; v < VECTORS; v++) column[v] = vector_load(held + c * STRIP + v * LANES);
+        UNROLLED for (int r = 0; r < rows; r++) {
+            Vector x = vector_all(passing.at[r * passing.stride + c]);
+            UNROLLED for (int v = 0; v < VECTORS; v++) sum[r][v] += x * column[v];
+        }
+    }
+    UNROLLED for (int r = 0; r < rows; r++) {
+        UNROLLED for (int v = 0; v < VECTORS; v++) vector_store(s + r * STRIP + v * LANES, sum[r][v]);
+    }
+}
+
+/* s[row][lane] = sum_c passing[row][c] held[c][lane] */
+static void meet(REAL *s, Rows passing, int64_t rows, const REAL *held, int64_t d) {
+    int64_t r = 0;
+    for (; r + TILE <= rows; r += TILE) meet_tile(s + r * STRIP, rows_from(passing, r), held, d, TILE);
+    for (; r + 2 <= rows; r += 2) meet_tile(s + r * STRIP, rows_from(passing, r), held, d, 2);
+    if (r < rows) meet_tile(s + r * STRIP, rows_from(passing, r), held, d, 1);
+}
+
+INLINE void gather_tile(REAL *sum, const Vector *factor, Rows passing, int64_t rows, const REAL *w, const int columns) {
+    Vector total[TILE][VECTORS];
+    UNROLLED for (int c = 0; c < columns; c++) {
+        UNROLLED for (int v = 0; v < VECTORS; v++) {
+            total[c][v] = vector_load(sum + c * STRIP + v * LANES);
+            if (factor != NULL) total[c][v] *= factor[v];
+        }
+    }
+    for (int64_t r = 0; r < rows; r++) {
+        Vector row[VECTORS];
+        UNROLLED for (int v = 0; v < VECTORS; v++) row[v] = vector_load(w + r * STRIP + v * LANES);
+        UNROLLED for (int c = 0; c < columns; c++) {
+            Vector x = vector_all(passing.at[r * passing.stride + c]);
+            UNROLLED for (int v = 0; v < VECTORS; v++) total[c][v] += x * row[v];
+        }
+    }
+    UNROLLED for (int c = 0; c < columns; c++) {
+        UNROLLED for (int v = 0; v < VECTORS; v++) vector_store(sum + c * STRIP + v * LANES, total[c][v]);
+    }
+}
+
+/* sum[c][lane] = factor[lane] sum[c][lane] + sum_row passing[row][c] w[row][lane]; factor NULL is 1 */
+static void gather(REAL *sum, const Vector *factor, Rows passing, int64_t rows, const REAL *w, int64_t d) {
+    int64_t c = 0;
+    for (; c + TILE <= d; c += TILE, passing.at += TILE) gather_tile(sum + c * STRIP, factor, passing, rows, w, TILE);
+    for (; c + 2 <= d; c += 2, passing.at += 2) gather_tile(sum + c * STRIP, factor, passing, rows, w, 2);
+    if (c < d) gather_tile(sum + c * STRIP, factor, passing, rows, w, 1);
+}
+
+/* ---- Who sees whom ---------------------------------------------------------------------------- */
+
+#if REAL_BITS == 32
+typedef int32_t Index;
+#else
+typedef int64_t Index;
+#endif
+typedef Index Indices __attribute__((vector_size(VECTOR_BYTES)));
+
+/* The passing rows that the lanes of one strip see: lane i sees first[i] .. last[i]. */
+typedef struct {
+    Indices first[VECTORS], last[VECTORS];
+    int64_t begin, end;         /* some lane sees begin .. end - 1 */
+    int64_t all_begin, all_end; /* every lane sees all_begin .. all_end - 1 */
+} Sight;
+
+static int64_t first_key(const AttentionArgs *a, int64_t t) {
+    int64_t start = ((const int32_t *)a->start.data)[t];
+    MUST(start >= 0 && start <= t);
+    return a->shape.window > 0 ? max64(start, t - a->shape.window + 1) : start;
+}
+
+/* The last query that sees key j: by bisection, for first_key never falls. */
+static int64_t last_query(const AttentionArgs *a, int64_t j) {
+    int64_t sees = j, not = a->start.dim[0];
+    while (not - sees > 1) {
+        int64_t middle = sees + (not - sees) / 2;
+        if (first_key(a, middle) <= j) sees = middle;
+        else not = middle;
+    }
+    return sees;
+}
+
+/* Lane i is query, or key, at + i; lanes from `lanes` on see nothing. */
+static Sight sight_of(const AttentionArgs *a, bool of_queries, int64_t at, int64_t lanes) {
+    Sight see = {.begin = INT32_MAX, .all_end = lanes < STRIP ? 0 : INT32_MAX};
+    for (int i = 0; i < STRIP; i++) {
+        int64_t first = 1, last = 0;
+        if (i < lanes) {
+            first = of_queries ? first_key(a, at + i) : at + i;
+            last = of_queries ? at + i : last_query(a, at + i);
+            see.begin = min64(see.begin, first);
+            see.end = max64(see.end, last + 1);
+            see.all_begin = max64(see.all_begin, first);
+            see.all_end = min64(see.all_end, last + 1);
+        }
+        see.first[i / LANES][i % LANES] = (Index)first;
+        see.last[i / LANES][i % LANES] = (Index)last;
+    }
+    return see;
+}
+
+/* Held rows at .. at + count - 1 of one head, and which passing rows they see. */
+typedef struct {
+    int64_t at, count, strips;
+    int64_t begin, end; /* passing rows that some lane of some strip sees */
+    Sight see[STRIPS];
+} Block;
+
+static Block block_of(const AttentionArgs *a, bool of_queries, int64_t block) {
+    Block b = {.at = block * BLOCK, .count = min64(BLOCK, a->q.dim[0] - block * BLOCK)};
+    b.strips = ceil_div(b.count, STRIP);
+    for (int64_t i = 0; i < b.strips; i++)
+        b.see[i] = sight_of(a, of_queries, b.at + i * STRIP, min64(STRIP, b.count - i * STRIP));
+    b.begin = b.see[0].begin;
+    b.end = b.see[b.strips - 1].end;
+    return b;
+}
+
+/* What a lane does not see scores -inf. s: rows `row` .. row + rows - 1. */
+static void mask_unseen(REAL *s, const Sight *see, int64_t row, int64_t rows) {
+    const Indices hidden = (Indices)((Vector){0} - (REAL)INFINITY);
+    for (int64_t r = row; r < row + rows; r++, s += STRIP) {
+        if (r >= see->all_begin && r < see->all_end) continue;
+        for (int v = 0; v < VECTORS; v++) {
+            Indices seen = (see->first[v] <= (Index)r) & (see->last[v] >= (Index)r);
+            vector_store(s + v * LANES, (Vector)(((Indices)vector_load(s + v * LANES) & seen) | (hidden & ~seen)));
+        }
+    }
+}
+
+/* ---- Blocks ----------------------------------------------------------------------------------- */
+
+/* A worker's scratch, cut up: two held blocks and two sums [STRIPS][d][STRIP], two sets of scores, passing rows as REALs. */
+typedef struct {
+    REAL *held[2], *sum[2], *s, *ds, *passing[2];
+} Scratch;
+
+typedef struct {
+    const AttentionArgs *a;
+    Pool *pool;
+    int64_t blocks; /* of one head */
+} Job;
+
+static Scratch scratch_of(const Job *job, int worker) {
+    Tensor q = job->a->q;
+    int64_t block = q.dim[2] * BLOCK, scores = CHUNK * STRIP, chunk = q.type == REAL_TYPE ? 0 : CHUNK * q.dim[2];
+    REAL *p = pool_scratch(job->pool, worker, (4 * block + 2 * scores + 2 * chunk) * (int64_t)sizeof(REAL));
+    REAL *scored = p + 4 * block, *rows = scored + 2 * scores;
+    return (Scratch){
+        .held = {p, p + block},
+        .sum = {p + 2 * block, p + 3 * block},
+        .s = scored,
+        .ds = scored + scores,
+        .passing = {rows, rows + chunk},
+    };
+}
+
+/* Rows first .. first + count - 1 of one head: in place, or widened into the buffer. */
+static Rows pass(Tensor x, int64_t head, int64_t first, int64_t count, REAL *buffer) {
+    int64_t heads = x.dim[1], d = x.dim[2], at = (first * heads + head) * d;
+    if (x.type == REAL_TYPE) return (Rows){(const REAL *)x.data + at, heads * d};
+    const uint16_t *row = (const uint16_t *)x.data + at;
+    for (int64_t i = 0; i < count; i++) values_widen(buffer + i * d, row + i * heads * d, d);
+    return (Rows){buffer, d};
+}
+
+/* to[c][r] = from[r][c], by squares of LANES. */
+static void turn(REAL *to, int64_t to_stride, Rows from, int64_t rows, int64_t columns) {
+    for (int64_t r = 0; r < rows; r += LANES) {
+        int64_t c = 0;
+        for (; r + LANES <= rows && c + LANES <= columns; c += LANES) {
+            Vector square[LANES];
+            UNROLLED for (int i = 0; i < LANES; i++) square[i] = vector_load(from.at + (r + i) * from.stride + c);
+            transpose(square);
+            UNROLLED for (int i = 0; i < LANES; i++) vector_store(to + (c + i) * to_stride + r, square[i]);
+        }
+        for (; c < columns; c++) {
+            for (int64_t i = r; i < min64(r + LANES, rows); i++) to[c * to_stride + i] = from.at[i * from.stride + c];
+        }
+    }
+}
+
+/* Rows first .. first + count - 1 of one head, along the lanes; the lanes beyond are 0. */
+static void hold(REAL *held, Tensor x, int64_t head, int64_t first, int64_t count, REAL *buffer) {
+    int64_t d = x.dim[2];
+    if (count < BLOCK) memset(held, 0, (size_t)(d * BLOCK) * sizeof(REAL));
+    for (int64_t i = 0; i < count; i += LANES) {
+        int64_t rows = min64(LANES, count - i);
+        turn(held + i / STRIP * d * STRIP + i % STRIP, STRIP, pass(x, head, first + i, rows, buffer), rows, d);
+    }
+}
+
+/* The other way: sums become rows of y. */
+static void bring_home(Tensor y, int64_t head, int64_t first, int64_t count, const REAL *sum, REAL *buffer) {
+    int64_t heads = y.dim[1], d = y.dim[2];
+    for (int64_t i = 0; i < count; i += LANES) {
+        int64_t rows = min64(LANES, count - i), at = ((first + i) * heads + head) * d;
+        Rows lanes = {sum + i / STRIP * d * STRIP + i % STRIP, STRIP};
+        if (y.type == REAL_TYPE) {
+            turn((REAL *)y.data + at, heads * d, lanes, d, rows);
+            continue;
+        }
+        turn(buffer, d, lanes, d, rows);
+        for (int64_t r = 0; r < rows; r++) values_narrow((uint16_t *)y.data + at + r * heads * d, buffer + r * d, d);
+    }
+}
+
+/* What a strip sees of the chunk that starts at `row`: `rows` rows (none: <= 0) from row + from on. */
+typedef struct {
+    int64_t from, rows;
+} Part;
+
+static Part part_seen(const Sight *see, int64_t row) {
+    int64_t from = max64(see->begin - row, 0);
+    return (Part){from, min64(see->end - row, CHUNK) - from};
+}
+
+/* ---- Forward ---------------------------------------------------------------------------------- */
+
+/* Of each lane of a strip: the largest score so far (not scaled), and the sum of exp(scale (score - largest)). */
+typedef struct {
+    Vector largest[VECTORS], total[VECTORS];
+} Softmax;
+
+static Vector zero_where_infinite(Vector x) {
+    return (Vector)((Indices)x & (x != -(REAL)INFINITY));
+}
+
+/* Scores to P, relative to the largest so far; factor: what is gathered already must be multiplied with. */
+static void soften(Softmax *m, Vector *factor, REAL *s, int64_t rows, REAL scale) {
+    for (int v = 0; v < VECTORS; v++) {
+        REAL *column = s + v * LANES;
+        Vector largest = m->largest[v];
+        for (int64_t r = 0; r < rows; r++) largest = vector_max(vector_load(column + r * STRIP), largest);
+        Vector base = scale * zero_where_infinite(largest); /* a lane that has seen nothing yet */
+        factor[v] = vector_exp(scale * m->largest[v] - base);
+        Vector total = m->total[v] * factor[v];
+        for (int64_t r = 0; r < rows; r++) {
+            Vector p = vector_exp(scale * vector_load(column + r * STRIP) - base);
+            vector_store(column + r * STRIP, p);
+            total += p;
+        }
+        m->largest[v] = largest;
+        m->total[v] = total;
+    }
+}
+
+/* out = sum / total, lse = log(total) + scale largest */
+static void finish(const AttentionArgs *a, REAL *sum, Softmax *m, int64_t head, int64_t at, int64_t lanes) {
+    int64_t tokens = a->q.dim[0], d = a->q.dim[2];
+    REAL *lse = (REAL *)a->lse.data + head * tokens + at, total[STRIP], largest[STRIP];
+    for (int v = 0; v < VECTORS; v++) {
+        vector_store(total + v * LANES, m->total[v]);
+        vector_store(largest + v * LANES, m->largest[v]);
+        Vector inverse = 1 / m->total[v];
+        for (int64_t c = 0; c < d; c++) {
+            REAL *x = sum + c * STRIP + v * LANES;
+            vector_store(x, vector_load(x) * inverse);
+        }
+    }
+    for (int64_t i = 0; i < lanes; i++) lse[i] = (REAL)(log((double)total[i]) + a->shape.scale * (double)largest[i]);
+}
+
+/* Task: one block of queries of one head; the last blocks, which see most, first. */
+static void attend(void *context, int64_t index, int worker) {
+    const Job *job = context;
+    const AttentionArgs *a = job->a;
+    int64_t d = a->q.dim[2], head = index / job->blocks, kv = head / (a->q.dim[1] / a->k.dim[1]), strip = d * STRIP;
+    Block b = block_of(a, true, job->blocks - 1 - index % job->blocks);
+    Scratch w = scratch_of(job, worker);
+    Softmax softmax[STRIPS];
+    hold(w.held[0], a->q, head, b.at, b.count, w.passing[0]);
+    memset(w.sum[0], 0, (size_t)(b.strips * strip) * sizeof(REAL));
+    for (int64_t i = 0; i < b.strips * VECTORS; i++) {
+        softmax[i / VECTORS].largest[i % VECTORS] = vector_all(-(REAL)INFINITY);
+        softmax[i / VECTORS].total[i % VECTORS] = vector_all(0);
+    }
+    for (int64_t row = b.begin; row < b.end; row += CHUNK) {
+        int64_t rows = min64(CHUNK, b.end - row);
+        Rows k = pass(a->k, kv, row, rows, w.passing[0]), v = pass(a->v, kv, row, rows, w.passing[1]);
+        for (int64_t i = 0; i < b.strips; i++) {
+            Part part = part_seen(&b.see[i], row);
+            if (part.rows <= 0) continue;
+            Vector factor[VECTORS];
+            meet(w.s, rows_from(k, part.from), part.rows, w.held[0] + i * strip, d);
+            mask_unseen(w.s, &b.see[i], row + part.from, part.rows);
+            soften(&softmax[i], factor, w.s, part.rows, (REAL)a->shape.scale);
+            gather(w.sum[0] + i * strip, factor, rows_from(v, part.from), part.rows, w.s, d);
+        }
+    }
+    for (int64_t i = 0; i < b.strips; i++)
+        finish(a, w.sum[0] + i * strip, &softmax[i], head, b.at + i * STRIP, min64(STRIP, b.count - i * STRIP));
+    bring_home(a->out, head, b.at, b.count, w.sum[0], w.passing[0]);
+}
+
+void KERNEL(attention)(Stream *s, const void *args) {
+    const AttentionArgs *a = args;
+    Job job = {.a = a, .pool = stream_pool(s), .blocks = ceil_div(a->q.dim[0], BLOCK)};
+    MUST(job.pool != NULL);
+    pool_run(job.pool, a->q.dim[1] * job.blocks, attend, &job);
+}
+
+/* ---- Backward --------------------------------------------------------------------------------- */
+
+/* delta = sum_c dout out. Task: CHUNK tokens, all heads. */
+static void find_delta(void *context, int64_t index, int worker) {
+    (void)worker;
+    const AttentionArgs *a = context;
+    int64_t tokens = a->q.dim[0], heads = a->q.dim[1], d = a->q.dim[2];
+    REAL dout_buffer[MAX_HEAD_SIZE], out_buffer[MAX_HEAD_SIZE];
+    for (int64_t t = index * CHUNK; t < min64((index + 1) * CHUNK, tokens); t++) {
+        for (int64_t h = 0; h < heads; h++) {
+            const REAL *dout = row_load(a->dout, t * heads + h, dout_buffer);
+            const REAL *out = row_load(a->out, t * heads + h, out_buffer);
+            Vector sum = {0};
+            int64_t c = 0;
+            for (; c + LANES <= d; c += LANES) sum += vector_load(dout + c) * vector_load(out + c);
+            if (c < d) sum += vector_load_part(dout + c, d - c) * vector_load_part(out + c, d - c);
+            ((REAL *)a->delta.data)[h * tokens + t] = vector_sum(sum);
+        }
+    }
+}
+
+/* s: scores to P; ds: dP to dS. lse and delta are those of the queries: each row's or each lane's. */
+INLINE void differ(REAL *s, REAL *ds, int64_t rows, REAL scale, const REAL *lse, const REAL *delta, const bool by_lane) {
+    Vector lane_lse[VECTORS], lane_delta[VECTORS];
+    for (int v = 0; v < VECTORS && by_lane; v++) {
+        lane_lse[v] = vector_load(lse + v * LANES);
+        lane_delta[v] = vector_load(delta + v * LANES);
+    }
+    for (int64_t r = 0; r < rows; r++, s += STRIP, ds += STRIP) {
+        UNROLLED for (int v = 0; v < VECTORS; v++) {
+            Vector l = by_lane ? lane_lse[v] : vector_all(lse[r]), m = by_lane ? lane_delta[v] : vector_all(delta[r]);
+            Vector p = vector_exp(scale * vector_load(s + v * LANES) - l);
+            vector_store(s + v * LANES, p);
+            vector_store(ds + v * LANES, scale * p * (vector_load(ds + v * LANES) - m));
+        }
+    }
+}
+
+/* Task: dk and dv of one block of keys of one KV head, from all queries of all its heads. */
+static void find_dkv(const Job *job, int64_t kv, int64_t block, int worker) {
+    const AttentionArgs *a = job->a;
+    int64_t d = a->q.dim[2], group = a->q.dim[1] / a->k.dim[1], strip = d * STRIP;
+    const REAL *lse = a->lse.data, *delta = a->delta.data;
+    Block b = block_of(a, false, block);
+    Scratch w = scratch_of(job, worker);
+    hold(w.held[0], a->k, kv, b.at, b.count, w.passing[0]);
+    hold(w.held[1], a->v, kv, b.at, b.count, w.passing[0]);
+    memset(w.sum[0], 0, (size_t)(b.strips * strip) * sizeof(REAL));
+    memset(w.sum[1], 0, (size_t)(b.strips * strip) * sizeof(REAL));
+    for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
+        for (int64_t row = b.begin; row < b.end; row += CHUNK) {
+            int64_t rows = min64(CHUNK, b.end - row);
+            Rows q = pass(a->q, head, row, rows, w.passing[0]), dout = pass(a->dout, head, row, rows, w.passing[1]);
+            for (int64_t i = 0; i < b.strips; i++) {
+                Part part = part_seen(&b.see[i], row);
+                if (part.rows <= 0) continue;
+                int64_t first = head * a->q.dim[0] + row + part.from;
+                meet(w.s, rows_from(q, part.from), part.rows, w.held[0] + i * strip, d);
+                meet(w.ds, rows_from(dout, part.from), part.rows, w.held[1] + i * strip, d);
+                mask_unseen(w.s, &b.see[i], row + part.from, part.rows);
+                differ(w.s, w.ds, part.rows, (REAL)a->shape.scale, lse + first, delta + first, false);
+                gather(w.sum[1] + i * strip, NULL, rows_from(dout, part.from), part.rows, w.s, d);
+                gather(w.sum[0] + i * strip, NULL, rows_from(q, part.from), part.rows, w.ds, d);
+            }
+        }
+    }
+    bring_home(a->dk, kv, b.at, b.count, w.sum[0], w.passing[0]);
+    bring_home(a->dv, kv, b.at, b.count, w.sum[1], w.passing[0]);
+}
+
+/* Task: dq of one block of queries of one head. */
+static void find_dq(const Job *job, int64_t head, int64_t block, int worker) {
+    const AttentionArgs *a = job->a;
+    int64_t d = a->q.dim[2], kv = head / (a->q.dim[1] / a->k.dim[1]), strip = d * STRIP;
+    Block b = block_of(a, true, block);
+    Scratch w = scratch_of(job, worker);
+    REAL lse[BLOCK] = {0}, delta[BLOCK] = {0};
+    memcpy(lse, (const REAL *)a->lse.data + head * a->q.dim[0] + b.at, (size_t)b.count * sizeof(REAL));
+    memcpy(delta, (const REAL *)a->delta.data + head * a->q.dim[0] + b.at, (size_t)b.count * sizeof(REAL));
+    hold(w.held[0], a->q, head, b.at, b.count, w.passing[0]);
+    hold(w.held[1], a->dout, head, b.at, b.count, w.passing[0]);
+    memset(w.sum[0], 0, (size_t)(b.strips * strip) * sizeof(REAL));
+    for (int64_t row = b.begin; row < b.end; row += CHUNK) {
+        int64_t rows = min64(CHUNK, b.end - row);
+        Rows k = pass(a->k, kv, row, rows, w.passing[0]), v = pass(a->v, kv, row, rows, w.passing[1]);
+        for (int64_t i = 0; i < b.strips; i++) {
+            Part part = part_seen(&b.see[i], row);
+            if (part.rows <= 0) continue;
+            meet(w.s, rows_from(k, part.from), part.rows, w.held[0] + i * strip, d);
+            meet(w.ds, rows_from(v, part.from), part.rows, w.held[1] + i * strip, d);
+            mask_unseen(w.s, &b.see[i], row + part.from, part.rows);
+            differ(w.s, w.ds, part.rows, (REAL)a->shape.scale, lse + i * STRIP, delta + i * STRIP, true);
+            gather(w.sum[0] + i * strip, NULL, rows_from(k, part.from), part.rows, w.ds, d);
+        }
+    }
+    bring_home(a->dq, head, b.at, b.count, w.sum[0], w.passing[0]);
+}
+
+/* Of either kind, those that see most first. */
+static void differentiate(void *context, int64_t index, int worker) {
+    const Job *job = context;
+    int64_t kv_tasks = job->a->k.dim[1] * job->blocks;
+    if (index < kv_tasks) {
+        find_dkv(job, index / job->blocks, index % job->blocks, worker);
+        return;
+    }
+    index -= kv_tasks;
+    find_dq(job, index / job->blocks, job->blocks - 1 - index % job->blocks, worker);
+}
+
+void KERNEL(attention_backward)(Stream *s, const void *args) {
+    const AttentionArgs *a = args;
+    Job job = {.a = a, .pool = stream_pool(s), .blocks = ceil_div(a->q.dim[0], BLOCK)};
+    MUST(job.pool != NULL);
+    pool_run(job.pool, ceil_div(a->q.dim[0], CHUNK), find_delta, (void *)args);
+    pool_run(job.pool, (a->q.dim[1] + a->k.dim[1]) * job.blocks, differentiate, &job);
+}

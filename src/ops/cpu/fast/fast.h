@@ -1,0 +1,275 @@
+/* The shared head of the fast kernels: one vector of REALs, as wide as the instruction set allows.
+ *
+ * Every .c file of this folder but select.c is compiled once for each REAL (float, double) and ISA (avx512, avx2, portable);
+ * KERNEL(name) names the copy. The code is written on the compiler's vector types, so that one text serves every
+ * instruction set. Products may be fused with sums (fma), nothing else is reordered: NaN and infinities stay visible, and
+ * the order of every sum is written in the code. A copy compiled from REAL = float also serves bf16 data: rows are widened
+ * to float when loaded and rounded when stored. Copies of REAL = double see fp64 alone.
+ *
+ * What runs for each op stands in table.h.
+ */
+#ifndef MOP_FAST_H
+#define MOP_FAST_H
+
+#include "ops/kernels.h"
+#include <string.h>
+
+#if !defined(REAL) || !defined(REAL_BITS) || !defined(ISA)
+#error "compiled once per REAL (with REAL_BITS) and ISA: see CMakeLists.txt"
+#endif
+
+#define FAST_JOIN(name, real, isa) name##_##real##_##isa
+#define FAST_EXPAND(name, real, isa) FAST_JOIN(name, real, isa)
+#define KERNEL(name) FAST_EXPAND(name, REAL, ISA) /* linear -> linear_float_avx512 */
+
+/* Before a loop of constant length: no loop is left, and an array that it alone indexes lives in registers. */
+#if defined(__clang__)
+#define UNROLLED _Pragma("clang loop unroll(full)")
+#else
+#define UNROLLED _Pragma("GCC unroll 16")
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* ---- Types ------------------------------------------------------------------------------------ */
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+#define LANES (VECTOR_BYTES * 8 / REAL_BITS)
+
+#if REAL_BITS == 32
+#define REAL_TYPE FP32
+typedef uint32_t Word;
+#else
+#define REAL_TYPE FP64
+typedef uint64_t Word;
+#endif
+
+typedef REAL Vector __attribute__((vector_size(VECTOR_BYTES)));
+typedef Word Words __attribute__((vector_size(VECTOR_BYTES))); /* the bits of a Vector */
+typedef REAL LooseVector __attribute__((vector_size(VECTOR_BYTES), aligned(REAL_BITS / 8), may_alias));
+
+/* ---- Vectors ---------------------------------------------------------------------------------- */
+
+static inline Vector vector_all(REAL x) {
+    return x - (Vector){0}; /* x - 0 is x for every x; x + 0 is not for -0 */
+}
+
+static inline Vector vector_load(const REAL *p) {
+    return *(const LooseVector *)p;
+}
+
+static inline void vector_store(REAL *p, Vector v) {
+    *(LooseVector *)p = v;
+}
+
+/* The first n (1 to LANES) elements at p; the other lanes are 0 and not read. */
+static inline Vector vector_load_part(const REAL *p, int64_t n) {
+    Vector v = {0};
+    memcpy(&v, p, (size_t)n * sizeof(REAL));
+    return v;
+}
+
+static inline void vector_store_part(REAL *p, Vector v, int64_t n) {
+    memcpy(p, &v, (size_t)n * sizeof(REAL));
+}
+
+/* Lane by lane a > b ? a : b; a NaN in a is lost, one in b is kept. */
+static inline Vector vector_max(Vector a, Vector b) {
+    Vector r;
+    for (int i = 0; i < LANES; i++) r[i] = a[i] > b[i] ? a[i] : b[i];
+    return r;
+}
+
+static inline Vector vector_min(Vector a, Vector b) {
+    Vector r;
+    for (int i = 0; i < LANES; i++) r[i] = a[i] < b[i] ? a[i] : b[i];
+    return r;
+}
+
+/* Lane i of the result is lane i ^ distance of v; `distance` must be a constant once inlined: then it is one shuffle. */
+static inline __attribute__((always_inline)) Vector vector_exchange(Vector v, int distance) {
+    Vector r;
+    UNROLLED for (int i = 0; i < LANES; i++) r[i] = v[i ^ distance];
+    return r;
+}
+
+/* Over the lanes, by halves: the order never changes. */
+static inline REAL vector_sum(Vector v) {
+    UNROLLED for (int half = LANES / 2; half > 0; half /= 2) v += vector_exchange(v, half);
+    return v[0];
+}
+
+static inline REAL vector_highest(Vector v) {
+    UNROLLED for (int half = LANES / 2; half > 0; half /= 2) v = vector_max(v, vector_exchange(v, half));
+    return v[0];
+}
+
+/* ---- Transposing ------------------------------------------------------------------------------ */
+
+#if LANES == 16
+#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#elif LANES == 8
+#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#elif LANES == 4
+#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#else
+#define ZIP_LOW(a, b) __builtin_shufflevector(a, b, 0, 2)
+#define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 1, 3)
+#endif
+
+/* Zipping row i with row i + LANES/2 moves the highest bit of the row number to the lowest of the column number; after as many
+ * rounds as these have bits the two have changed places. */
+INLINE void transpose(Vector *v) {
+    Vector zipped[LANES];
+    UNROLLED for (int round = 1; round < LANES; round *= 2) {
+        UNROLLED for (int i = 0; i < LANES / 2; i++) {
+            zipped[2 * i] = ZIP_LOW(v[i], v[i + LANES / 2]);
+            zipped[2 * i + 1] = ZIP_HIGH(v[i], v[i + LANES / 2]);
+        }
+        UNROLLED for (int i = 0; i < LANES; i++) v[i] = zipped[i];
+    }
+}
+
+/* ---- exp -------------------------------------------------------------------------------------- */
+
+/* x = n ln 2 + r with |r| <= ln 2 / 2; exp(x) = 2^n exp(r), exp(r) by its Taylor series, which at this degree errs less than
+ * the rounding. n is found by adding EXP_ROUND: at that size the last bit of a REAL is worth 1, so the sum's low bits are n.
+ * 2^n is applied in two factors, each of them a normal number, so that results reach down to the denormals, 0, and up to
+ * infinity. Errors up to 2 ulp. NaN stays NaN. */
+#if REAL_BITS == 32
+#define EXP_ROUND 0x1.8p23f
+#define EXP_LOG2E 0x1.715476p0f
+#define EXP_LN2_HIGH 0x1.62e4p-1f /* 15 bits: n times it is exact */
+#define EXP_LN2_LOW 0x1.7f7d1cp-20f
+#define EXP_LOWEST -104.0f
+#define EXP_HIGHEST 89.0f
+enum { EXP_DEGREE = 7, EXP_FRACTION = 23, EXP_BIAS = 127 };
+#else
+#define EXP_ROUND 0x1.8p52
+#define EXP_LOG2E 0x1.71547652b82fep0
+#define EXP_LN2_HIGH 0x1.62e42feep-1
+#define EXP_LN2_LOW 0x1.a39ef35793c76p-33
+#define EXP_LOWEST -746.0
+#define EXP_HIGHEST 710.0
+enum { EXP_DEGREE = 13, EXP_FRACTION = 52, EXP_BIAS = 1023 };
+#endif
+
+static inline Vector vector_exp(Vector x) {
+    static const REAL factorial[] = {1, 1, 2, 6, 24, 120, 720, 5040, 40320, 362880, 3628800, 39916800, 479001600, 6227020800};
+    enum { OFFSET = 2 * EXP_BIAS }; /* makes n positive: its half is then a shift */
+    x = vector_max(vector_all(EXP_LOWEST), vector_min(vector_all(EXP_HIGHEST), x));
+    Vector rounded = x * EXP_LOG2E + EXP_ROUND;
+    Vector n = rounded - EXP_ROUND;
+    Vector r = x - n * EXP_LN2_HIGH - n * EXP_LN2_LOW;
+    Vector series = vector_all(1 / factorial[EXP_DEGREE]);
+    UNROLLED for (int i = EXP_DEGREE - 1; i >= 0; i--) series = series * r + 1 / factorial[i];
+    Words shifted = (Words)rounded - (Words)vector_all(EXP_ROUND) + OFFSET;
+    Words half = shifted >> 1;
+    Vector first = (Vector)((half - OFFSET / 2 + EXP_BIAS) << EXP_FRACTION);
+    Vector second = (Vector)((shifted - half - OFFSET / 2 + EXP_BIAS) << EXP_FRACTION);
+    return series * first * second;
+}
+
+static inline REAL real_exp(REAL x) {
+    return vector_exp(vector_all(x))[0];
+}
+
+/* ---- Rows of tensors as REALs ----------------------------------------------------------------- */
+
+#if REAL_BITS == 32
+typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint16_t LooseHalves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+
+static inline Vector vector_from_bf16(const uint16_t *p) {
+    return (Vector)(__builtin_convertvector(*(const LooseHalves *)p, Words) << 16);
+}
+
+/* As bf16_from_float. */
+static inline void vector_to_bf16(uint16_t *p, Vector v) {
+    Words bits = (Words)v;
+    Words is_nan = (Words)((bits & 0x7fffffffu) > 0x7f800000u);
+    Words high = ((bits + 0x8000u) >> 16 & ~is_nan) | ((bits >> 16 | 0x0040u) & is_nan);
+    *(LooseHalves *)p = __builtin_convertvector(high, Halves);
+}
+
+static inline void values_widen(REAL *to, const uint16_t *from, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) vector_store(to + i, vector_from_bf16(from + i));
+    for (; i < count; i++) to[i] = bf16_to_float(from[i]);
+}
+
+static inline void values_narrow(uint16_t *to, const REAL *from, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) vector_to_bf16(to + i, vector_load(from + i));
+    for (; i < count; i++) to[i] = bf16_from_float(from[i]);
+}
+
+static inline bool type_fast(Type t) {
+    return t == REAL_TYPE || t == BF16;
+}
+#else
+/* No double copy is ever given bf16 data (type_fast). */
+static inline void values_widen(REAL *to, const uint16_t *from, int64_t count) {
+    for (int64_t i = 0; i < count; i++) to[i] = (REAL)bf16_to_float(from[i]);
+}
+
+static inline void values_narrow(uint16_t *to, const REAL *from, int64_t count) {
+    for (int64_t i = 0; i < count; i++) to[i] = bf16_from_float((float)from[i]);
+}
+
+static inline bool type_fast(Type t) {
+    return t == REAL_TYPE;
+}
+#endif
+
+/* `count` values from element `first`: where they lie when the tensor holds REALs, else widened into `buffer`. */
+static inline const REAL *values_load(Tensor t, int64_t first, int64_t count, REAL *buffer) {
+    MUST(type_fast(t.type));
+    if (t.type == REAL_TYPE) return (const REAL *)t.data + first;
+    values_widen(buffer, (const uint16_t *)t.data + first, count);
+    return buffer;
+}
+
+/* Where to compute `count` values from element `first` on: in place or in `buffer`. values_store brings them home. */
+static inline REAL *values_place(Tensor t, int64_t first, REAL *buffer) {
+    MUST(type_fast(t.type));
+    return t.type == REAL_TYPE ? (REAL *)t.data + first : buffer;
+}
+
+static inline void values_store(Tensor t, int64_t first, int64_t count, const REAL *values) {
+    MUST(type_fast(t.type));
+    if (t.type == BF16) {
+        values_narrow((uint16_t *)t.data + first, values, count);
+        return;
+    }
+    REAL *home = (REAL *)t.data + first;
+    if (home != values) memmove(home, values, (size_t)count * sizeof(REAL));
+}
+
+/* A row is the last dimension; rows are counted over all the others: head h of token t of [T, heads, d] is row t heads + h. */
+static inline int64_t row_width(Tensor t) {
+    return t.dim[t.dims - 1];
+}
+
+static inline const REAL *row_load(Tensor t, int64_t row, REAL *buffer) {
+    return values_load(t, row * row_width(t), row_width(t), buffer);
+}
+
+static inline REAL *row_place(Tensor t, int64_t row, REAL *buffer) {
+    return values_place(t, row * row_width(t), buffer);
+}
+
+static inline void row_store(Tensor t, int64_t row, const REAL *values) {
+    values_store(t, row * row_width(t), row_width(t), values);
+}
+
+#endif

@@ -1,0 +1,403 @@
+/* c = a b in three steps: b is packed, block by block, into panels that the kernel reads in sequence; a is read where it lies,
+ * or copied a few rows at a time where it must be widened or lies across; and one kernel keeps a tile of c in registers.
+ *
+ *        right: panels of TILE_COLUMNS            for each block of k (GEMM_DEPTH)
+ *        +------+------+------+                       pack b
+ *   k    |      |      |      |                       for each TILE_ROWS rows of a
+ *        |panel |panel |panel |                           for each panel: the kernel
+ *        +------+------+------+
+ *   left                                          A tile reads its rows of a (first cache) against a panel of b (second
+ *   +--+ +------+------+------+                   cache): TILE_ROWS + TILE_VECTORS loads for TILE_ROWS * TILE_VECTORS fma.
+ *   |  | | tile |      |      |  TILE_ROWS
+ *   +--+ +------+------+------+
+ *
+ * Results that are not rows of REALs (bf16, or turned) are summed in scratch and brought home after the last block of k. */
+#include "ops/cpu/fast/gemm.h"
+
+/* ---- The kernel ------------------------------------------------------------------------------- */
+
+/* One tile: c[rows, columns] (+)= alpha left right over `depth`. */
+typedef struct {
+    int64_t depth;
+    const REAL *left; /* element (i, p) at left[i row + p step] */
+    int64_t left_row, left_step;
+    const REAL *right; /* vectors of row p at right[p right_step] */
+    int64_t right_step;
+    REAL *c;
+    int64_t c_row;
+    REAL alpha;
+    bool add;
+} Tile;
+
+/* Rows are reached from one pointer in three: two of three addresses are then base + row or base + 2 row, which the processor
+ * computes within the load, and all pointers stay in registers. Every loop over `sum` is unrolled, or it would live in memory. */
+INLINE void tile_product(const Tile *t, const int rows, const int vectors) {
+    Vector sum[TILE_ROWS][TILE_VECTORS];
+    UNROLLED for (int i = 0; i < rows; i++) {
+        UNROLLED for (int v = 0; v < vectors; v++) sum[i][v] = vector_all(0);
+    }
+    UNROLLED for (int i = 0; i < rows; i++) {
+        UNROLLED for (int v = 0; v < vectors; v++) __builtin_prefetch(t->c + i * t->c_row + v * LANES, 1);
+    }
+    const int64_t row = t->left_row;
+    const REAL *left[TILE_ROWS / 3];
+    UNROLLED for (int i = 0; i < TILE_ROWS / 3; i++) left[i] = t->left + 3 * i * row;
+    const REAL *right = t->right;
+    for (int64_t p = t->depth; p > 0; p--) {
+        Vector b[TILE_VECTORS];
+        UNROLLED for (int v = 0; v < vectors; v++) b[v] = vector_load(right + v * LANES);
+        UNROLLED for (int i = 0; i < rows; i++) {
+            Vector a = vector_all(left[i / 3][i % 3 * row]);
+            UNROLLED for (int v = 0; v < vectors; v++) sum[i][v] += a * b[v];
+        }
+        UNROLLED for (int i = 0; i < TILE_ROWS / 3; i++) left[i] += t->left_step;
+        right += t->right_step;
+    }
+    UNROLLED for (int i = 0; i < rows; i++) {
+        UNROLLED for (int v = 0; v < vectors; v++) {
+            REAL *c = t->c + i * t->c_row + v * LANES;
+            Vector x = sum[i][v] * t->alpha;
+            vector_store(c, t->add ? vector_load(c) + x : x);
+        }
+    }
+}
+
+typedef void (*TileFunction)(const Tile *t);
+
+#define TILE(rows)                                                                                                     \
+    static void tile_##rows##_1(const Tile *t) { tile_product(t, rows, 1); }                                           \
+    static void tile_##rows##_2(const Tile *t) { tile_product(t, rows, 2); }
+#define TILE_ENTRY(rows) {tile_##rows##_1, tile_##rows##_2}
+
+TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
+#if VECTOR_BYTES == 64
+TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
+#endif
+
+static const TileFunction tile_functions[TILE_ROWS][TILE_VECTORS] = {
+    TILE_ENTRY(1), TILE_ENTRY(2), TILE_ENTRY(3), TILE_ENTRY(4), TILE_ENTRY(5), TILE_ENTRY(6),
+#if VECTOR_BYTES == 64
+    TILE_ENTRY(7), TILE_ENTRY(8), TILE_ENTRY(9), TILE_ENTRY(10), TILE_ENTRY(11), TILE_ENTRY(12),
+#endif
+};
+
+/* `columns` of c may end within a vector; the tile is then made beside and copied. */
+static void tile_run(Tile t, int64_t rows, int64_t columns) {
+    int64_t vectors = ceil_div(columns, LANES);
+    TileFunction run = tile_functions[rows - 1][vectors - 1];
+    if (columns == vectors * LANES) {
+        run(&t);
+        return;
+    }
+    REAL beside[TILE_ROWS * TILE_COLUMNS] __attribute__((aligned(VECTOR_BYTES)));
+    REAL *c = t.c;
+    int64_t c_row = t.c_row;
+    bool add = t.add;
+    t.c = beside;
+    t.c_row = TILE_COLUMNS;
+    t.add = false;
+    run(&t);
+    for (int64_t i = 0; i < rows; i++) {
+        for (int64_t j = 0; j < columns; j++) {
+            REAL x = beside[i * TILE_COLUMNS + j];
+            c[i * c_row + j] = add ? c[i * c_row + j] + x : x;
+        }
+    }
+}
+
+/* ---- Elements of either type ------------------------------------------------------------------ */
+
+static const void *element_at(Operand o, int64_t i, int64_t j) {
+    return (const char *)o.data + (size_t)(i * o.row + j * o.column) * (o.type == BF16 ? 2 : sizeof(REAL));
+}
+
+#if REAL_BITS == 32
+INLINE REAL value_load(const void *p, bool half) {
+    return half ? bf16_to_float(*(const uint16_t *)p) : *(const REAL *)p;
+}
+
+INLINE Vector values_vector(const void *p, bool half) {
+    return half ? vector_from_bf16(p) : vector_load(p);
+}
+#else
+INLINE REAL value_load(const void *p, bool half) {
+    (void)half;
+    return *(const REAL *)p;
+}
+
+INLINE Vector values_vector(const void *p, bool half) {
+    (void)half;
+    return vector_load(p);
+}
+#endif
+
+INLINE const void *value_at(const void *p, int64_t i, bool half) {
+    return (const char *)p + (size_t)i * (half ? 2 : sizeof(REAL));
+}
+
+/* ---- Packing the right side ------------------------------------------------------------------- */
+
+/* One panel: panel[p TILE_COLUMNS + j] = b[p, j], zeros beyond `columns`. */
+
+/* Rows of b are contiguous. */
+INLINE void pack_rows(REAL *panel, Operand b, int64_t columns, int64_t depth, bool half) {
+    for (int64_t p = 0; p < depth; p++, panel += TILE_COLUMNS) {
+        const void *from = element_at(b, p, 0);
+        if (columns == TILE_COLUMNS) {
+            UNROLLED for (int v = 0; v < TILE_VECTORS; v++) vector_store(panel + v * LANES, values_vector(value_at(from, v * LANES, half), half));
+            continue;
+        }
+        for (int64_t j = 0; j < TILE_COLUMNS; j++) panel[j] = j < columns ? value_load(value_at(from, j, half), half) : 0;
+    }
+}
+
+/* Columns of b are contiguous: squares of LANES are transposed. */
+INLINE void pack_columns(REAL *panel, Operand b, int64_t columns, int64_t depth, bool half) {
+    for (int64_t j = 0; j < TILE_COLUMNS; j += LANES) {
+        int64_t p = 0;
+        for (; j + LANES <= columns && p + LANES <= depth; p += LANES) {
+            Vector square[LANES];
+            UNROLLED for (int i = 0; i < LANES; i++) square[i] = values_vector(element_at(b, p, j + i), half);
+            transpose(square);
+            UNROLLED for (int i = 0; i < LANES; i++) vector_store(panel + (p + i) * TILE_COLUMNS + j, square[i]);
+        }
+        for (; p < depth; p++) {
+            for (int64_t i = j; i < j + LANES; i++) {
+                panel[p * TILE_COLUMNS + i] = i < columns ? value_load(element_at(b, p, i), half) : 0;
+            }
+        }
+    }
+}
+
+void KERNEL(gemm_pack)(REAL *right, Operand b, int64_t n, int64_t k) {
+    bool half = b.type == BF16;
+    for (int64_t j = 0; j < n; j += TILE_COLUMNS, right += TILE_COLUMNS * k) {
+        Operand part = {element_at(b, 0, j), b.type, b.row, b.column};
+        int64_t columns = min64(TILE_COLUMNS, n - j);
+        if (b.row == 1) {
+            half ? pack_columns(right, part, columns, k, true) : pack_columns(right, part, columns, k, false);
+        } else {
+            MUST(b.column == 1);
+            half ? pack_rows(right, part, columns, k, true) : pack_rows(right, part, columns, k, false);
+        }
+    }
+}
+
+/* ---- The left side ---------------------------------------------------------------------------- */
+
+/* `rows` of a as REALs: where they lie, or copied. */
+typedef struct {
+    const REAL *data;
+    int64_t row, step;
+} Left;
+
+static Left left_copy_across(REAL *buffer, Operand a, int64_t rows, int64_t depth) {
+    for (int64_t p = 0; p < depth; p++) {
+        const REAL *from = element_at(a, 0, p);
+        REAL *to = buffer + p * TILE_ROWS;
+        __builtin_prefetch(from + 2 * TILE_ROWS - 1);
+        if (rows == TILE_ROWS) {
+            memcpy(to, from, TILE_ROWS * sizeof(REAL));
+        } else {
+            for (int64_t i = 0; i < rows; i++) to[i] = from[i];
+        }
+    }
+    return (Left){buffer, 1, TILE_ROWS};
+}
+
+/* Widens LANES values at once where as many are left to read before `end`: what is too much is overwritten by the next row. */
+static Left left_widen_across(REAL *buffer, Operand a, int64_t rows, int64_t depth, int64_t readable) {
+    for (int64_t p = 0; p < depth; p++) {
+        const uint16_t *from = element_at(a, 0, p);
+        REAL *to = buffer + p * TILE_ROWS;
+        if (readable >= TILE_ROWS + LANES) {
+            for (int64_t i = 0; i < rows; i += LANES) values_widen(to + i, from + i, LANES);
+        } else {
+            values_widen(to, from, rows);
+        }
+    }
+    return (Left){buffer, 1, TILE_ROWS};
+}
+
+static Left left_widen_rows(REAL *buffer, Operand a, int64_t rows, int64_t depth) {
+    enum { STRIDE = GEMM_DEPTH + LANES }; /* not a power of two: rows would fall on each other in the first cache */
+    for (int64_t i = 0; i < rows; i++) values_widen(buffer + i * STRIDE, element_at(a, i, 0), depth);
+    return (Left){buffer, STRIDE, 1};
+}
+
+/* `readable`: how many elements from a on a row of a^T still holds. */
+static Left left_get(REAL *buffer, Operand a, int64_t rows, int64_t depth, int64_t readable) {
+    if (a.type == BF16) {
+        if (a.column == 1) return left_widen_rows(buffer, a, rows, depth);
+        MUST(a.row == 1);
+        return left_widen_across(buffer, a, rows, depth, readable);
+    }
+    if (a.row == 1 && a.column != 1) return left_copy_across(buffer, a, rows, depth);
+    return (Left){a.data, a.row, a.column};
+}
+
+/* ---- Bringing sums home ----------------------------------------------------------------------- */
+
+static void *result_at(Result c, int64_t i, int64_t j) {
+    return (char *)c.data + (size_t)(i * c.row + j * c.column) * (c.type == BF16 ? 2 : sizeof(REAL));
+}
+
+/* `count` sums to contiguous elements. */
+INLINE void values_home(void *home, Type type, const REAL *sum, int64_t count, bool add) {
+    if (type == REAL_TYPE) {
+        REAL *c = home;
+        for (int64_t j = 0; j < count; j++) c[j] = add ? c[j] + sum[j] : sum[j];
+        return;
+    }
+    REAL total[LANES];
+    for (int64_t j = 0; j < count; j += LANES) {
+        int64_t part = min64(LANES, count - j);
+        uint16_t *c = (uint16_t *)home + j;
+        if (add) values_widen(total, c, part);
+        for (int64_t i = 0; i < part; i++) total[i] = add ? total[i] + sum[j + i] : sum[j + i];
+        values_narrow(c, total, part);
+    }
+}
+
+/* Sums of a strip of at most TILE_ROWS rows, `stride` apart, to a c whose columns are contiguous: transposed by squares. */
+static void sums_home_across(Result c, const REAL *sum, int64_t stride, int64_t rows, int64_t columns) {
+    enum { SQUARES = (TILE_ROWS + LANES - 1) / LANES };
+    REAL across[LANES][SQUARES * LANES] __attribute__((aligned(VECTOR_BYTES)));
+    for (int64_t j = 0; j < columns; j += LANES) {
+        for (int s = 0; s < SQUARES; s++) {
+            Vector square[LANES];
+            UNROLLED for (int i = 0; i < LANES; i++) {
+                bool inside = s * LANES + i < TILE_ROWS; /* the strip's buffer holds TILE_ROWS rows, whatever `rows` is */
+                square[i] = inside ? vector_load(sum + (s * LANES + i) * stride + j) : vector_all(0);
+            }
+            transpose(square);
+            UNROLLED for (int i = 0; i < LANES; i++) vector_store(across[i] + s * LANES, square[i]);
+        }
+        for (int64_t i = 0; i < min64(LANES, columns - j); i++) {
+            void *home = result_at(c, 0, j + i);
+            if (rows == TILE_ROWS) {
+                values_home(home, c.type, across[i], TILE_ROWS, c.add);
+            } else {
+                values_home(home, c.type, across[i], rows, c.add);
+            }
+        }
+    }
+}
+
+static void sums_home(Result c, const REAL *sum, int64_t stride, int64_t rows, int64_t columns) {
+    if (c.column != 1) {
+        MUST(c.row == 1);
+        sums_home_across(c, sum, stride, rows, columns);
+        return;
+    }
+    for (int64_t i = 0; i < rows; i++) values_home(result_at(c, i, 0), c.type, sum + i * stride, columns, c.add);
+}
+
+/* ---- The product ------------------------------------------------------------------------------ */
+
+/* Panel q of the right side begins at data + q panel; its rows are `step` apart. */
+typedef struct {
+    const REAL *data;
+    int64_t panel, step;
+} Right;
+
+static bool is_direct(Result c) {
+    return c.type == REAL_TYPE && c.column == 1;
+}
+
+/* Packed into `buffer`; but rows of REALs that few tiles will read are read where they lie. */
+static Right right_get(REAL *buffer, const Product *p) {
+    bool vectors = p->b.type == REAL_TYPE && p->b.column == 1 && p->n % LANES == 0;
+    if (vectors && p->m <= 2 * TILE_ROWS) return (Right){p->b.data, TILE_COLUMNS, p->b.row};
+    KERNEL(gemm_pack)(buffer, p->b, p->n, p->k);
+    return (Right){buffer, TILE_COLUMNS * p->k, TILE_COLUMNS};
+}
+
+/* Rows [row, row + rows) of one block of k, to `c`, which are rows of REALs. */
+static void strip_run(const Product *p, Right right, int64_t row, int64_t rows, REAL *c, int64_t c_row, bool add, REAL *buffer) {
+    Operand a = {element_at(p->a, row, 0), p->a.type, p->a.row, p->a.column};
+    Left left = left_get(buffer, a, rows, p->k, p->m - row);
+    Tile t = {.depth = p->k, .left = left.data, .left_row = left.row, .left_step = left.step, .right_step = right.step,
+              .c_row = c_row, .alpha = p->alpha, .add = add};
+    for (int64_t j = 0; j < p->n; j += TILE_COLUMNS) {
+        t.right = right.data + j / TILE_COLUMNS * right.panel;
+        t.c = c + j;
+        tile_run(t, rows, min64(TILE_COLUMNS, p->n - j));
+    }
+}
+
+/* One block of k (all of p.k). Sums that cannot go straight home wait in `sums`, `c_row` apart: every strip in rows of its own
+ * when `keep`, until the last block; else all in the same rows. */
+typedef struct {
+    bool first, last;
+    REAL *sums, *left;
+    int64_t sums_row;
+} Phase;
+
+static void block_run(const Product *p, Right right, Phase phase) {
+    bool direct = is_direct(p->c), keep = !(phase.first && phase.last);
+    int64_t strips = ceil_div(p->m, TILE_ROWS);
+    for (int64_t s = 0, row = 0; s < strips; s++) {
+        int64_t rows = p->m / strips + (s < p->m % strips); /* strips of equal height */
+        if (direct) {
+            REAL *c = result_at(p->c, row, 0);
+            strip_run(p, right, row, rows, c, p->c.row, p->c.add || !phase.first, phase.left);
+        } else {
+            REAL *sums = phase.sums + (keep ? row * phase.sums_row : 0);
+            strip_run(p, right, row, rows, sums, phase.sums_row, !phase.first, phase.left);
+            if (phase.last) {
+                Result home = p->c;
+                home.data = result_at(p->c, row, 0);
+                sums_home(home, sums, phase.sums_row, rows, p->n);
+            }
+        }
+        row += rows;
+    }
+}
+
+static Product product_part(const Product *p, int64_t i, int64_t j, int64_t k, int64_t rows, int64_t columns, int64_t depth) {
+    Product part = *p;
+    part.c.data = result_at(p->c, i, j);
+    part.a.data = element_at(p->a, i, k);
+    part.b.data = element_at(p->b, k, j);
+    part.m = rows;
+    part.n = columns;
+    part.k = depth;
+    return part;
+}
+
+void KERNEL(gemm)(const Product *p, REAL *scratch) {
+    REAL *right = scratch, *sums = right + GEMM_DEPTH * GEMM_COLUMNS, *left = sums + (GEMM_ROWS + TILE_ROWS) * GEMM_COLUMNS;
+    int64_t height = is_direct(p->c) || p->k <= GEMM_DEPTH ? p->m : GEMM_ROWS;
+    for (int64_t j = 0; j < p->n; j += GEMM_COLUMNS) {
+        for (int64_t i = 0; i < p->m; i += height) {
+            int64_t k = 0;
+            do { /* once for k = 0, too: the sum of nothing is 0 */
+                int64_t depth = min64(GEMM_DEPTH, p->k - k);
+                Product part = product_part(p, i, j, k, min64(height, p->m - i), min64(GEMM_COLUMNS, p->n - j), depth);
+                Phase phase = {k == 0, k + depth == p->k, sums, left, GEMM_COLUMNS};
+                block_run(&part, right_get(right, &part), phase);
+                k += depth;
+            } while (k < p->k);
+        }
+    }
+}
+
+void KERNEL(gemm_packed)(const Product *p, const REAL *right, REAL *scratch) {
+    MUST(p->k <= GEMM_DEPTH);
+    Phase phase = {true, true, scratch + GEMM_LEFT, scratch, ceil_div(p->n, TILE_COLUMNS) * TILE_COLUMNS};
+    block_run(p, (Right){right, TILE_COLUMNS * p->k, TILE_COLUMNS}, phase);
+}
+
+Product KERNEL(gemm_turn)(Product p) {
+    bool along_k = p.a.column == 1 && p.b.row == 1;
+    if (!along_k || p.m >= p.n) return p;
+    Product turned = p;
+    turned.a = operand_transposed(p.b);
+    turned.b = operand_transposed(p.a);
+    turned.c.row = p.c.column;
+    turned.c.column = p.c.row;
+    turned.m = p.n;
+    turned.n = p.m;
+    return turned;
+}

@@ -1,0 +1,52 @@
+/* What runs behind each front door: one table per device, instruction set and type. A kernel gets its arguments by value in
+ * the struct below (see ops.h for their meaning); it runs on the stream's device and may use the pool (stream_pool). */
+#ifndef MOP_KERNELS_H
+#define MOP_KERNELS_H
+
+#include "device/pool.h"
+#include "ops/ops.h"
+
+typedef enum {
+    OP_LINEAR, OP_LINEAR_DX, OP_LINEAR_DW, OP_EXPERTS_LINEAR, OP_EXPERTS_LINEAR_DX, OP_EXPERTS_LINEAR_DW,
+    OP_SWIGLU, OP_SWIGLU_BACKWARD, OP_RMS_NORM, OP_RMS_NORM_BACKWARD, OP_ADD, OP_ZERO, OP_COPY,
+    OP_EMBEDDING, OP_EMBEDDING_BACKWARD, OP_ROPE_TABLE, OP_ROPE, OP_ATTENTION, OP_ATTENTION_BACKWARD,
+    OP_ROUTE, OP_ROUTE_STATISTICS, OP_BALANCE_LOSS, OP_ROUTE_BACKWARD, OP_ROUTE_ORDER, OP_REGROUP_ORDER,
+    OP_GATHER_ROWS, OP_SUM_SLOTS, OP_CROSS_ENTROPY, OP_ADAMW, OP_SQUARE_SUM, OP_SUM_ROWS,
+    OP_COUNT
+} Op;
+const char *op_name(Op op);
+
+/* linear, linear_dx, linear_dw and the experts' forms: rows NULL is one dense product. */
+typedef struct { Tensor out, left, right; const int64_t *rows; bool add; } LinearArgs; /* y,x,w | dx,dy,w | dw,dy,x */
+typedef struct { Tensor y, gate, up, weight, dgate, dup, dweight, dy; } SwigluArgs;
+typedef struct { Tensor y, inverse, x, w, dx, dw, dy; double epsilon; bool add; } NormArgs;
+typedef struct { Tensor y, a, b; } AddArgs; /* zero: y; copy: y, a; sum_rows: y, a; square_sum: y, a */
+typedef struct { Tensor y, token, table; } EmbeddingArgs;          /* backward: table = dtable, y = dy */
+typedef struct { Tensor y, x, table, position; double theta; bool inverse; } RopeArgs;
+typedef struct { Tensor out, lse, q, k, v, start, dq, dk, dv, delta, dout; AttentionShape shape; } AttentionArgs;
+typedef struct { Tensor p, chosen, weight, lse, logits, sequence, counts, mass, z, rows, loss; bool normalise; Type round; } RouteArgs;
+typedef struct { Tensor dlogits, dweight, p, chosen, lse, counts, rows, sequence, real_positions; RouteLoss loss; } RouteBackwardArgs;
+typedef struct { Tensor order, place, counts, chosen; int64_t first, experts; } OrderArgs; /* regroup: order = index, place = back */
+typedef struct { Tensor y, x, index, base, place; int64_t divide; } RowsArgs;              /* sum_slots: x = rows */
+typedef struct { Tensor loss, dlogits, logits, target, trained; } CrossEntropyArgs;
+typedef struct { Tensor weight, low, m, v, gradient; AdamW h; } AdamWArgs;
+
+/* run[0]: fp32 and bf16 data (sums in fp32); run[1]: fp64. The op's own real tensors decide (see ops/launch.h), not its fp64
+ * counts and losses; integers, and a copy between fp64 and another type, always take the plain kernel. An entry of the fast
+ * table that is NULL takes the plain one. */
+typedef struct Kernels {
+    const char *name;
+    LaunchFunction run[2][OP_COUNT];
+} Kernels;
+
+extern const Kernels kernels_plain; /* ops/cpu: the definitions */
+/* The kernels for a device name: "cpu", "cpu:late" (the best instruction set this processor has), "cpu:plain", "cpu:avx512",
+ * "cpu:avx2", "cpu:portable" (refused in words where the processor lacks it); NULL without error for sim. */
+const Kernels *kernels_for(const char *device, Error *e);
+
+/* The pool that a kernel on this stream may use: NULL (serial) on every stream but compute. */
+Pool *stream_pool(Stream *s);
+/* As pool_run; serial, as worker 0, when p is NULL. */
+void parallel(Pool *p, int64_t count, PoolTask task, void *context);
+
+#endif

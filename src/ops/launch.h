@@ -1,0 +1,40 @@
+/* What every front door ends with: charge, choose the kernel, launch. For doors only. */
+#ifndef MOP_LAUNCH_H
+#define MOP_LAUNCH_H
+
+#include "ops/kernels.h"
+
+/* Bytes of all these tensors; none counts 0. */
+#define BYTES_OF(...) bytes_of((const Tensor[]){__VA_ARGS__}, (int)COUNT(((const Tensor[]){__VA_ARGS__})))
+
+static inline int64_t bytes_of(const Tensor *t, int n) {
+    int64_t bytes = 0;
+    for (int i = 0; i < n; i++) bytes += (int64_t)tensor_bytes(t[i]);
+    return bytes;
+}
+
+static inline bool type_real(Type t) {
+    return t == FP32 || t == BF16 || t == FP64;
+}
+
+/* One argument among many: absent or exactly this. */
+static inline bool none_or_is(Tensor t, Type type, int dims, const int64_t *dim) {
+    return tensor_none(t) || tensor_is(t, type, dims, dim);
+}
+
+/* Doors that have no real tensor, or tensors that no fast kernel mixes, launch the definition. */
+enum { DEFINITION = TYPE_COUNT };
+
+/* `type` is that of the op's real tensors: it picks the column of the table. An op that touches no byte has
+ * nothing to do: it is counted and not launched. */
+static inline void op_run(Stream *s, Op op, int type, int64_t flops, int64_t bytes, const void *args,
+                          size_t args_bytes) {
+    bool run = charge(s, (Cost){.op = op, .flops = flops, .bytes = bytes});
+    if (!run || bytes == 0) return;
+    int column = type == FP64;
+    bool fast = type == FP32 || type == BF16 || type == FP64;
+    LaunchFunction kernel = fast ? s->device->kernels->run[column][op] : NULL;
+    stream_launch(s, kernel != NULL ? kernel : kernels_plain.run[column][op], args, args_bytes);
+}
+
+#endif

@@ -1,0 +1,139 @@
+/* The mathematics: every op of the model, its loss and its update. Each is a front door: it checks shapes and types (MUST),
+ * charges the meter, and launches the device's kernel on the stream. The plain kernels in ops/cpu are the definitions.
+ *
+ * Letters: T tokens, H width, E experts, k experts per token, I expert width, V vocabulary, d head size.
+ * Types: "real" is the compute type (fp32, bf16, fp64); "sum" is fp64 for fp64 and fp32 otherwise. Every reduction is made
+ * in the sum type, in an order that depends on shapes alone. Gradients of weights are kept in the sum type and are ADDED to;
+ * gradients of activations are real and are written unless `add` is said. `none` (no data, no dims) means absent.
+ * Any row count may be 0. Memory of host arrays (`rows`) must live until the op has run.
+ */
+#ifndef MOP_OPS_H
+#define MOP_OPS_H
+
+#include "device/device.h"
+
+/* ---- dense.c: products and elementwise -------------------------------------------------------- */
+
+/* y[m,n] = x[m,k] w[n,k]^T.   dx[m,k] (+)= dy[m,n] w[n,k].   dw[n,k] += dy[m,n]^T x[m,k].
+ * y is real or sum (logits); dw is sum; the rest real. 2mnk FLOPs each. */
+void linear(Stream *s, Tensor y, Tensor x, Tensor w);
+void linear_dx(Stream *s, Tensor dx, Tensor dy, Tensor w, bool add);
+void linear_dw(Stream *s, Tensor dw, Tensor dy, Tensor x);
+
+/* The same for each expert e over its own rows: x is the concatenation of rows[0], rows[1], ... rows; w[e,n,k]. An expert
+ * without rows adds nothing to its dw. */
+void experts_linear(Stream *s, Tensor y, Tensor x, Tensor w, const int64_t *rows);
+void experts_linear_dx(Stream *s, Tensor dx, Tensor dy, Tensor w, const int64_t *rows, bool add);
+void experts_linear_dw(Stream *s, Tensor dw, Tensor dy, Tensor x, const int64_t *rows);
+
+/* y[i] = weight[row] * silu(gate[i]) * up[i], silu(a) = a / (1 + exp(-a)). gate, up, y: [rows, I]; weight: sum [rows] or none (1).
+ * Backward: dgate, dup [rows, I] (may be the same memory as dy), dweight[row] = sum_i dy * silu(gate) * up; none with weight none. */
+void swiglu(Stream *s, Tensor y, Tensor gate, Tensor up, Tensor weight);
+void swiglu_backward(Stream *s, Tensor dgate, Tensor dup, Tensor dweight, Tensor dy, Tensor gate, Tensor up, Tensor weight);
+
+/* y = round(x * inverse[row]) * w over the last dimension H of [rows, H]; inverse[row] = 1 / sqrt(mean(x^2) + epsilon) (sum type,
+ * written). `round` is to the real type, as the references do. w real [H].
+ * Backward: dx (+)= inverse (dy w - xhat mean(dy w xhat)), xhat = x inverse; dw[H] (sum) += sum_rows dy xhat. */
+void rms_norm(Stream *s, Tensor y, Tensor inverse, Tensor x, Tensor w, double epsilon);
+void rms_norm_backward(Stream *s, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor inverse, bool add);
+
+void add(Stream *s, Tensor y, Tensor a, Tensor b); /* y = a + b; y may be a or b; all of one type */
+void zero(Stream *s, Tensor t);
+void copy(Stream *s, Tensor y, Tensor x);          /* same count; converts between real types */
+
+/* ---- sequence.c: what looks across tokens ----------------------------------------------------- */
+
+/* y[t] = table[token[t]].  Backward: dtable[token[t]] (sum) += dy[t], in the order of t. token int32 [T], table [V,H]. */
+void embedding(Stream *s, Tensor y, Tensor token, Tensor table);
+void embedding_backward(Stream *s, Tensor dtable, Tensor dy, Tensor token);
+
+/* table[t] = (cos, sin)(position[t] * theta^(-2i/d)), i = 0..d/2-1: cosines then sines. table sum [T, d], position int32 [T].
+ * rope: halves rotate: y[i] = x[i] cos - x[i+d/2] sin, y[i+d/2] = x[i+d/2] cos + x[i] sin, for each head of [T, heads, d]; `inverse` turns
+ * back (the gradient). y may be x. */
+void rope_table(Stream *s, Tensor table, Tensor position, double theta);
+void rope(Stream *s, Tensor y, Tensor x, Tensor table, bool inverse);
+
+/* Causal attention within documents, with grouped KV heads; scores are never materialised.
+ * q, out [T, heads, d]; k, v [T, kv, d]; start int32 [T]: the first row of t's document (non-decreasing, start[t] <= t).
+ * Row t sees j in [max(start[t], t - window + 1), t]; window 0: no window. Query head h reads KV head h / (heads / kv).
+ * out = softmax(scale q k^T) v; lse [heads, T] (sum) = log sum exp of the scaled scores.
+ * `pairs` is the number of visible (t, j), for the charge: 4 d pairs FLOPs a head forward, 10 d backward.
+ * Backward writes dq, dk, dv (real); delta [heads, T] (sum) is scratch: sum_d dout * out. */
+enum { MAX_HEAD_SIZE = 1024 }; /* d */
+typedef struct {
+    double scale;
+    int64_t window, pairs;
+} AttentionShape;
+void attention(Stream *s, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor start, AttentionShape shape);
+void attention_backward(Stream *s, Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor out, Tensor lse,
+                        Tensor q, Tensor k, Tensor v, Tensor start, AttentionShape shape);
+
+/* ---- routing.c: which expert, and who goes where ---------------------------------------------- */
+
+/* p[T,E] = softmax(logits) in the sum type; chosen int32 [T,k]: the k largest logits, largest first, ties to the lower
+ * index (by logits, not p: whatever p rounds to, every device chooses alike; a NaN still gives k different experts);
+ * weight[T,k] (sum, rounded to the real type of logits) = p of the chosen, divided by their sum when `normalise`.
+ * lse[T] (sum) = log sum exp of the logits. logits real or sum [T,E]. `round` names the real type. */
+void route(Stream *s, Tensor p, Tensor chosen, Tensor weight, Tensor lse, Tensor logits, bool normalise, Type round);
+
+/* The auxiliary losses are pooled over all MoE layers, per sequence, over real positions, so that neither ranks nor
+ * micro-batches change them (balance: Shazeer 2017 / Switch, pooled as Hugging Face pools; z: ST-MoE).
+ * sequence int32 [T]: the sequence of position t within the micro-batch, or -1 for padding.
+ * counts[n,E] += how often e was chosen; mass[n,E] += sum of p; z[1] (fp64) += sum lse^2. counts, mass: fp64. */
+void route_statistics(Stream *s, Tensor counts, Tensor mass, Tensor z, Tensor p, Tensor chosen, Tensor lse, Tensor sequence);
+/* loss[1] (fp64) += sum_s E sum_e (counts[s,e] / rows[s]) (mass[s,e] / rows[s]); rows fp64 [n] = MoE layers x real positions;
+ * a sequence with rows 0 adds 0, here and in the gradient. */
+void balance_loss(Stream *s, Tensor loss, Tensor counts, Tensor mass, Tensor rows);
+
+/* dlogits (type of logits) from dweight[T,k] (sum) through renormalisation and softmax, plus the auxiliary gradients:
+ * dp[t,e] += balance E counts[s,e] / rows[s]^2 and dlogits += z 2 lse p / real_positions[0], for real positions
+ * (sequence >= 0); counts are constants. real_positions fp64 [1]: those of the whole step. counts and rows may be none when
+ * balance is 0, real_positions when z is 0. */
+typedef struct {
+    bool normalise;
+    double balance; /* coefficient / sequences of the step */
+    double z;       /* coefficient / MoE layers */
+} RouteLoss;
+void route_backward(Stream *s, Tensor dlogits, Tensor dweight, Tensor p, Tensor chosen, Tensor lse, Tensor counts,
+                    Tensor rows, Tensor sequence, Tensor real_positions, RouteLoss loss);
+
+/* Stable counting sort of the T x k slots by expert: order int32 [Tk]: slot (t k + j) of each sorted row; place int32 [T,k]: the
+ * sorted row of each slot; counts int64 [E]. */
+void route_order(Stream *s, Tensor order, Tensor place, Tensor counts, Tensor chosen);
+/* Rows arrive [source][expert]; experts want [expert][source]. counts int64 [sources, experts] of what arrived (as a view of the
+ * gathered [sources, E] whose columns first .. first+experts-1 are ours). index[i] = arriving row of sorted row i; back = inverse. */
+void regroup_order(Stream *s, Tensor index, Tensor back, Tensor counts, int64_t first, int64_t experts);
+
+void gather_rows(Stream *s, Tensor y, Tensor x, Tensor index, int64_t divide); /* y[i] = x[index[i] / divide]; x, y [rows, H] */
+/* y[t] = base[t] + sum_j rows[place[t,j]] (j ascending, sum type); base none: 0; y may be base. */
+void sum_slots(Stream *s, Tensor y, Tensor base, Tensor rows, Tensor place);
+
+/* ---- loss.c ----------------------------------------------------------------------------------- */
+
+/* loss[1] (fp64) += sum over rows with target >= 0 of lse(logits) - logits[target];
+ * dlogits = (softmax(logits) - onehot(target)) / trained[0] (0 where target < 0 or trained is 0). logits sum [n,V]; dlogits real, none in
+ * evaluation, may be logits itself when the types agree; target int32 [n], trained fp64 [1]. */
+void cross_entropy(Stream *s, Tensor loss, Tensor dlogits, Tensor logits, Tensor target, Tensor trained);
+
+/* ---- update.c --------------------------------------------------------------------------------- */
+
+/* AdamW (Loshchilov & Hutter 2019), torch's order: w *= 1 - lr wd; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2;
+ * w -= lr / bc1 * m / (sqrt(v) / sqrt(bc2) + epsilon), bc = 1 - beta^t, g = clip * gradient.
+ * weight real [n]; m, v, gradient sum [n]; low: BYTE [2n], int16 halves beside a bf16 weight (the fp32 master is
+ * (weight << 16) + (int16)low), none otherwise.
+ * Every device gets the same bits: the scalars decay = 1 - lr wd, b1, c1 = 1 - b1, b2, c2 = 1 - b2, step = lr / bc1, root = sqrt(bc2),
+ * epsilon and clip are made in double and rounded to the sum type once; then, in the sum type, each operation rounded by itself
+ * (no fused multiply-add):
+ *   g = clip * gradient;   w = decay * w;   m = b1 * m + c1 * g;   v = b2 * v + (c2 * g) * g;
+ *   w = w - (step * m) / (sqrt(v) / root + epsilon). */
+typedef struct {
+    double learning_rate, beta1, beta2, epsilon, weight_decay, correction1, correction2, clip;
+} AdamW;
+void adamw(Stream *s, Tensor weight, Tensor low, Tensor m, Tensor v, Tensor gradient, AdamW h);
+
+void square_sum(Stream *s, Tensor out, Tensor x); /* out[1] (fp64) = sum x^2, in blocks of fixed size; NaN and Inf show */
+
+/* y[i] = sum_r x[r,i], r ascending; x [ranks, n]; y may be x[0]. What collectives add with; sum types, fp64, int64. */
+void sum_rows(Stream *s, Tensor y, Tensor x);
+
+#endif

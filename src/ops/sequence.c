@@ -1,0 +1,88 @@
+/* Front doors of what looks across tokens: embedding, positions, attention. */
+#include "ops/launch.h"
+
+enum {
+    ROPE_FLOPS = 3,       /* an element: two products and a sum */
+    ROPE_TABLE_FLOPS = 2, /* an element: the angle, and its cosine or sine */
+};
+
+/* ---- Embedding -------------------------------------------------------------------------------- */
+
+void embedding(Stream *s, Tensor y, Tensor token, Tensor table) {
+    MUST(type_real(table.type) && table.dims == 2 && token.dims == 1);
+    int64_t tokens = token.dim[0], width = table.dim[1];
+    MUST(tensor_is(token, INT32, DIM(tokens)) && tensor_is(y, table.type, DIM(tokens, width)));
+    EmbeddingArgs args = {.y = y, .token = token, .table = table};
+    op_run(s, OP_EMBEDDING, y.type, 0, BYTES_OF(y, y, token), &args, sizeof args);
+}
+
+void embedding_backward(Stream *s, Tensor dtable, Tensor dy, Tensor token) {
+    MUST(type_real(dy.type) && dtable.dims == 2 && token.dims == 1);
+    int64_t tokens = token.dim[0], width = dtable.dim[1];
+    MUST(dtable.type == type_sum(dy.type));
+    MUST(tensor_is(token, INT32, DIM(tokens)) && tensor_is(dy, dy.type, DIM(tokens, width)));
+    EmbeddingArgs args = {.y = dy, .token = token, .table = dtable};
+    int64_t rows_touched = 2 * tensor_count(dy) * (int64_t)type_bytes(dtable.type); /* read and written */
+    op_run(s, OP_EMBEDDING_BACKWARD, dy.type, tensor_count(dy), BYTES_OF(dy, token) + rows_touched, &args, sizeof args);
+}
+
+/* ---- Rotary positions ------------------------------------------------------------------------- */
+
+void rope_table(Stream *s, Tensor table, Tensor position, double theta) {
+    MUST((table.type == FP32 || table.type == FP64) && table.dims == 2 && table.dim[1] % 2 == 0);
+    MUST(tensor_is(position, INT32, DIM(table.dim[0])));
+    RopeArgs args = {.table = table, .position = position, .theta = theta};
+    op_run(s, OP_ROPE_TABLE, table.type, ROPE_TABLE_FLOPS * tensor_count(table), BYTES_OF(table, position), &args,
+           sizeof args);
+}
+
+void rope(Stream *s, Tensor y, Tensor x, Tensor table, bool inverse) {
+    MUST(type_real(x.type) && x.dims == 3 && x.dim[2] % 2 == 0 && tensor_same(y, x));
+    MUST(tensor_is(table, type_sum(x.type), DIM(x.dim[0], x.dim[2])));
+    RopeArgs args = {.y = y, .x = x, .table = table, .inverse = inverse};
+    int64_t bytes = tensor_count(x) > 0 ? BYTES_OF(y, x, table) : 0;
+    op_run(s, OP_ROPE, x.type, ROPE_FLOPS * tensor_count(x), bytes, &args, sizeof args);
+}
+
+/* ---- Attention -------------------------------------------------------------------------------- */
+
+static void check_attention(Tensor q, Tensor k, Tensor v, Tensor start, AttentionShape shape) {
+    MUST(type_real(q.type) && q.dims == 3 && k.dims == 3);
+    int64_t tokens = q.dim[0], heads = q.dim[1], kv = k.dim[1], d = q.dim[2];
+    MUST(tensor_is(k, q.type, DIM(tokens, kv, d)) && tensor_same(v, k));
+    MUST(kv > 0 && heads % kv == 0 && d > 0 && d <= MAX_HEAD_SIZE);
+    MUST(tensor_is(start, INT32, DIM(tokens)));
+    MUST(shape.window >= 0 && shape.pairs >= 0);
+}
+
+void attention(Stream *s, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor start, AttentionShape shape) {
+    check_attention(q, k, v, start, shape);
+    int64_t tokens = q.dim[0], heads = q.dim[1], d = q.dim[2];
+    MUST(tensor_same(out, q) && tensor_is(lse, type_sum(q.type), DIM(heads, tokens)));
+    AttentionArgs args = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .start = start, .shape = shape};
+    op_run(s, OP_ATTENTION, q.type, 4 * d * heads * shape.pairs, BYTES_OF(out, lse, q, k, v, start), &args,
+           sizeof args);
+}
+
+void attention_backward(Stream *s, Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor out, Tensor lse,
+                        Tensor q, Tensor k, Tensor v, Tensor start, AttentionShape shape) {
+    check_attention(q, k, v, start, shape);
+    int64_t tokens = q.dim[0], heads = q.dim[1], d = q.dim[2];
+    MUST(tensor_same(out, q) && tensor_same(dout, q) && tensor_same(dq, q));
+    MUST(tensor_same(dk, k) && tensor_same(dv, v));
+    MUST(tensor_is(lse, type_sum(q.type), DIM(heads, tokens)) && tensor_same(delta, lse));
+    AttentionArgs args = {.out = out,
+                          .lse = lse,
+                          .q = q,
+                          .k = k,
+                          .v = v,
+                          .start = start,
+                          .dq = dq,
+                          .dk = dk,
+                          .dv = dv,
+                          .delta = delta,
+                          .dout = dout,
+                          .shape = shape};
+    op_run(s, OP_ATTENTION_BACKWARD, q.type, 10 * d * heads * shape.pairs,
+           BYTES_OF(dq, dk, dv, delta, dout, out, lse, q, k, v, start), &args, sizeof args);
+}

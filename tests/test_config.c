@@ -1,0 +1,594 @@
+/* Settings: what YAML and --set may say, how mistakes are told, and that what is written reads back. */
+#define _POSIX_C_SOURCE 200809L
+#include "base/config.h"
+#include "base/options.h"
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static bool read_with(Config *c, const char *text, const char *const *sets, int n_sets, Error *e) {
+    *e = (Error){0};
+    return config_read_text(c, text, strlen(text), "run.yaml", sets, n_sets, e);
+}
+
+static Config config_of(const char *text) {
+    Config c;
+    Error e;
+    if (!read_with(&c, text, NULL, 0, &e)) fail_msg("%s", e.text);
+    return c;
+}
+
+static void assert_says(const Error *e, const char *part) {
+    if (e->code != EXIT_USAGE || !strstr(e->text, part))
+        fail_msg("expected \"%s\", got [%d] \"%s\"", part, e->code, e->text);
+}
+
+static void assert_same(const Config *a, const Config *b) {
+    for (int i = 0; i < option_count; i++) {
+        if (!option_equal(&options[i], a, b)) fail_msg("%s differs", options[i].key);
+    }
+}
+
+static char *written(const Config *c) {
+    char *text;
+    size_t bytes;
+    FILE *f = open_memstream(&text, &bytes);
+    config_write(c, f);
+    fclose(f);
+    return text;
+}
+
+/* ---- The table -------------------------------------------------------------------------------- */
+
+static void every_row_has_a_key_a_field_and_a_help_of_its_own(void **state) {
+    (void)state;
+    for (int i = 0; i < option_count; i++) {
+        const Option *o = &options[i];
+        assert_true(strlen(o->key) > 0 && strlen(o->help) > 5);
+        assert_true(o->unit && o->initial);
+        assert_true(o->offset < offsetof(Config, memory));
+        assert_ptr_equal(option_find(o->key), o);
+        for (int j = 0; j < i; j++) assert_int_not_equal(o->offset, options[j].offset);
+    }
+}
+
+static void rows_cover_every_field_of_a_config(void **state) {
+    (void)state;
+    static const size_t sizes[] = {[OPTION_TEXT] = sizeof(char *),
+                                   [OPTION_LIST] = sizeof(char **),
+                                   [OPTION_INTEGER] = sizeof(int64_t),
+                                   [OPTION_NUMBER] = sizeof(double),
+                                   [OPTION_CHOICE] = sizeof(int)};
+    char covered[offsetof(Config, memory)] = {0};
+    for (int i = 0; i < option_count; i++) memset(covered + options[i].offset, 1, sizes[options[i].kind]);
+    int gap = 0; /* padding after a choice is at most four bytes */
+    for (size_t i = 0; i < sizeof covered; i++) {
+        gap = covered[i] ? 0 : gap + 1;
+        assert_true(gap <= 4);
+    }
+}
+
+static void defaults_are_what_the_header_promises(void **state) {
+    (void)state;
+    Config c;
+    Error e = {0};
+    assert_true(config_read(&c, NULL, NULL, 0, &e));
+    assert_string_equal(c.model_config, "");
+    assert_null(c.data_path[0]);
+    assert_int_equal(c.train_steps, 100);
+    assert_int_equal(c.train_sequence_length, 512);
+    assert_int_equal(c.train_sample_every, -1);
+    assert_int_equal(c.compute_type, FP32);
+    assert_string_equal(c.device, "cpu");
+    assert_int_equal(c.ranks, 0);
+    assert_true(c.optimizer_learning_rate == 3e-4 && c.optimizer_beta2 == 0.95 && c.optimizer_epsilon == 1e-8);
+    assert_int_equal(c.optimizer_schedule, SCHEDULE_COSINE);
+    assert_int_equal(c.optimizer_update, UPDATE_DEFERRED);
+    assert_true(c.loss_balance == -1 && c.loss_router_z == -1);
+    assert_int_equal(c.mixture_dense, 0);
+    assert_int_equal(c.mixture_expert, 1);
+    assert_string_equal(c.sim_routing, "balanced");
+    config_close(&c);
+}
+
+/* ---- What is accepted ------------------------------------------------------------------------- */
+
+static void sections_and_dotted_keys_say_the_same(void **state) {
+    (void)state;
+    Config a =
+        config_of("train:\n  steps: 7\n  seed: 3\ncompute: {type: fp64, activations: recompute}\ndevice: sim:h200\n");
+    Config b = config_of("train.steps: 7\ntrain: {seed: 3}\ncompute.type: fp64\ncompute.activations: "
+                         "recompute\n\"device\": 'sim:h200'\n");
+    assert_int_equal(a.train_steps, 7);
+    assert_int_equal(a.train_seed, 3);
+    assert_int_equal(a.compute_type, FP64);
+    assert_int_equal(a.compute_activations, ACTIVATIONS_RECOMPUTE);
+    assert_string_equal(a.device, "sim:h200");
+    assert_same(&a, &b);
+    config_close(&a);
+    config_close(&b);
+}
+
+static void scalars_are_typed_by_the_table(void **state) {
+    (void)state;
+    Config c = config_of(
+        "model.config: 123\ntrain.steps: 1e6\ntrain.sequences: '16'\ntrain.sequence_length: 2.5e2\n"
+        "optimizer.learning_rate: 2e-3\noptimizer.clip: 0\nloss.balance: -1.0\ntrain.sample_prompt: |\n  a\n  b\n");
+    assert_string_equal(c.model_config, "123");
+    assert_int_equal(c.train_steps, 1000000);
+    assert_int_equal(c.train_sequences, 16);
+    assert_int_equal(c.train_sequence_length, 250);
+    assert_true(c.optimizer_learning_rate == 2e-3 && c.optimizer_clip == 0 && c.loss_balance == -1);
+    assert_string_equal(c.train_sample_prompt, "a\nb\n");
+    config_close(&c);
+}
+
+static void a_single_string_is_a_list_of_one(void **state) {
+    (void)state;
+    Config one = config_of("data.path: a b.txt"), two = config_of("data:\n  path:\n    - a\n    - \"b\"\n"),
+           none = config_of("data.path: \"\""), empty = config_of("data: {path: []}");
+    assert_string_equal(one.data_path[0], "a b.txt");
+    assert_null(one.data_path[1]);
+    assert_string_equal(two.data_path[0], "a");
+    assert_string_equal(two.data_path[1], "b");
+    assert_null(two.data_path[2]);
+    assert_null(none.data_path[0]);
+    assert_null(empty.data_path[0]);
+    config_close(&one);
+    config_close(&two);
+    config_close(&none);
+    config_close(&empty);
+}
+
+static void an_empty_text_is_all_defaults(void **state) {
+    (void)state;
+    const char *const texts[] = {"", "# nothing\n", "---\n", "{}", "train:\nmodel:\n", "\xef\xbb\xbf", "---\n...\n"};
+    Config defaults = config_of("");
+    for (size_t i = 0; i < COUNT(texts); i++) {
+        Config c = config_of(texts[i]);
+        assert_same(&c, &defaults);
+        config_close(&c);
+    }
+    config_close(&defaults);
+}
+
+static void windows_files_with_a_byte_order_mark_are_read(void **state) {
+    (void)state;
+    Config c = config_of("\xef\xbb\xbftrain:\r\n  steps: 5\r\n  seed: 6\r\nranks: 2\r\n");
+    assert_int_equal(c.train_steps, 5);
+    assert_int_equal(c.train_seed, 6);
+    assert_int_equal(c.ranks, 2);
+    config_close(&c);
+}
+
+static void sets_come_after_the_file_and_the_last_one_wins(void **state) {
+    (void)state;
+    const char *const sets[] = {"train.steps=8",      "train.steps=9",   "train.sample_prompt=a: \"b\" = c",
+                                "data.path=x, y.txt", "device=sim:NAME", "model.path="};
+    Config c;
+    Error e;
+    assert_true(read_with(&c, "train.steps: 7\nmodel.path: m\ndata.path: [p, q]", sets, COUNT(sets), &e));
+    assert_int_equal(c.train_steps, 9);
+    assert_string_equal(c.train_sample_prompt, "a: \"b\" = c");
+    assert_string_equal(c.data_path[0], "x, y.txt");
+    assert_null(c.data_path[1]);
+    assert_string_equal(c.device, "sim:NAME");
+    assert_string_equal(c.model_path, "");
+    config_close(&c);
+}
+
+static void a_set_in_brackets_is_a_list(void **state) {
+    (void)state;
+    const char *const sets[] = {"data.path=[x, 'y, z']"};
+    Config c;
+    Error e;
+    assert_true(read_with(&c, "", sets, 1, &e));
+    assert_string_equal(c.data_path[0], "x");
+    assert_string_equal(c.data_path[1], "y, z");
+    assert_null(c.data_path[2]);
+    config_close(&c);
+}
+
+/* ---- What is refused -------------------------------------------------------------------------- */
+
+static void malformed_configurations_are_refused_with_line_and_reason(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *says;
+    } rows[] = {
+        /* keys */
+        {"train:\n  step: 5\n", "run.yaml:2: unknown key \"train.step\"; the nearest is train.steps"},
+        {"\n\nlearning_rate: 1\n", "run.yaml:3: unknown key \"learning_rate\"; the nearest is optimizer.learning_rate"},
+        {"optimiser:\n  beta1: 0.9\n", "run.yaml:2: unknown key \"optimiser.beta1\"; the nearest is optimizer.beta1"},
+        {"optimiser: {}\n", "run.yaml:1: unknown key \"optimiser\"; the nearest is optimizer"},
+        {"train: {sample.every: 1}", "unknown key \"train.sample.every\"; the nearest is train.sample_every"},
+        {"train: {train.steps: 1}", "unknown key \"train.train.steps\"; the nearest is train.steps"},
+        {"Ranks: 1", "unknown key \"Ranks\"; the nearest is ranks"},
+        {"\"\": 1", "unknown key \"\""},
+        {"\"train.steps\\0x\": 1", "run.yaml:1: a key must be a plain name"},
+        {"\"a\\nb\": 1", "unknown key \"a?b\""},
+        {"? [a]\n: 1\n", "run.yaml:1: a key must be a plain name"},
+        {"? {a: b}\n: {c: d}\n", "run.yaml:1: a key must be a plain name"},
+        /* twice */
+        {"train.steps: 1\ntrain.steps: 1\n", "run.yaml:2: train.steps is given twice, first in line 1"},
+        {"train: {steps: 1}\n\ntrain.steps: 2\n", "run.yaml:3: train.steps is given twice, first in line 1"},
+        {"train: {steps: 1}\ntrain: {seed: 1}\n", "run.yaml:2: train is given twice, first in line 1"},
+        /* kinds */
+        {"train.steps:\n", "train.steps has no value; give one or remove the line"},
+        {"model.path: ~", "model.path has no value"},
+        {"model.path: null", "model.path has no value"},
+        {"train.steps: [1]", "train.steps takes one value, not a list"},
+        {"train.steps: {a: 1}", "train.steps takes a value, not a map"},
+        {"train: 5", "train is a section; put its keys below it"},
+        {"train: [steps]", "train is a section"},
+        {"data.path: [a, [b]]", "data.path is a list of text; this item is none"},
+        {"data.path:\n  - a\n  - b: c\n", "run.yaml:3: data.path is a list of text"},
+        {"data.path: [a, null]", "data.path is a list of text"},
+        {"data.path: [a, \"\"]", "data.path has an empty item"},
+        {"data.path: {a: b}", "data.path takes a value, not a map"},
+        {"model.path: \"a\\0b\"", "model.path holds a NUL character"},
+        {"data.path: [\"a\\0b\"]", "data.path is a list of text"},
+        /* integers */
+        {"train.steps: abc", "train.steps is \"abc\"; it must be an integer from 1 to 2147483647 (steps)"},
+        {"train.steps: 0", "train.steps is \"0\"; it must be"},
+        {"train.steps: -5", "train.steps is \"-5\""},
+        {"train.steps: 1.5", "train.steps is \"1.5\""},
+        {"train.steps: 1_000", "train.steps is \"1_000\""},
+        {"train.steps: 0x10", "train.steps is \"0x10\""},
+        {"train.steps: 10 20", "train.steps is \"10 20\""},
+        {"train.steps: 99999999999999999999", "train.steps is \"99999999999999999999\""},
+        {"train.steps: 1e400", "train.steps is \"1e400\""},
+        {"train.steps: ''", "train.steps is \"\""},
+        {"train.steps: '-'", "train.steps is \"-\""},
+        {"train.steps: true", "train.steps is \"true\""},
+        {"train.seed: 1e17", "train.seed is \"1e17\""},
+        {"ranks: 1e9", "ranks is \"1e9\"; it must be an integer from 0 to 65536 (ranks)"},
+        {"mixture.expert: 0", "mixture.expert is \"0\"; it must be an integer from 1"},
+        /* numbers */
+        {"optimizer.learning_rate: fast", "optimizer.learning_rate is \"fast\"; it must be a number from 0 to 1000"},
+        {"optimizer.learning_rate: -1e-3", "optimizer.learning_rate is \"-1e-3\""},
+        {"optimizer.learning_rate: .nan", "optimizer.learning_rate is \".nan\""},
+        {"optimizer.learning_rate: nan", "optimizer.learning_rate is \"nan\""},
+        {"optimizer.learning_rate: inf", "optimizer.learning_rate is \"inf\""},
+        {"optimizer.learning_rate: 1e999", "optimizer.learning_rate is \"1e999\""},
+        {"optimizer.beta1: 1", "optimizer.beta1 is \"1\"; it must be a number from 0 to 0.9999999"},
+        {"optimizer.epsilon: 0", "optimizer.epsilon is \"0\"; it must be a number from 1e-30 to 1"},
+        {"loss.balance: -0.5", "loss.balance is \"-0.5\"; it must be a number from 0 to 1e6, or -1"},
+        {"comm.timeout: 0", "comm.timeout is \"0\"; it must be a number from 0.01 to 1e6 (seconds)"},
+        /* choices and forms */
+        {"compute.type: fp16", "compute.type is \"fp16\"; it must be one of fp32, bf16, fp64"},
+        {"compute.type: FP32", "compute.type is \"FP32\""},
+        {"optimizer.schedule: cosin", "it must be one of constant, linear, cosine"},
+        {"device: gpu", "device is \"gpu\"; it must be one of cpu, cpu:plain, cpu:late, sim:NAME"},
+        {"device: 'sim:'", "device is \"sim:\""},
+        {"device: cpu:3", "device is \"cpu:3\""},
+        {"sim.routing: replay", "sim.routing is \"replay\"; it must be one of balanced, worst, replay:FILE"},
+        /* YAML that has no use here, or is none */
+        {"model: {path: &x a}", "run.yaml:1: anchors and aliases (x) are not supported"},
+        {"model: {path: *x}", "anchors and aliases (x) are not supported"},
+        {"a: &a [*a, *a]", "anchors and aliases (a)"},
+        {"train.steps: !!int 5", "tags (tag:yaml.org,2002:int) are not supported"},
+        {"train: !!map {}", "tags (tag:yaml.org,2002:map)"},
+        {"<<: {train.steps: 1}", "unknown key \"<<.train.steps\""},
+        {"--- {}\n--- {}\n", "run.yaml:2: a second document begins; keep one"},
+        {"- a\n- b\n", "run.yaml:1: a map of keys and values is expected"},
+        {"hello", "run.yaml:1: a map of keys and values is expected"},
+        {"train:\n\tsteps: 1\n", "run.yaml:2: not YAML: found character that cannot start any token"},
+        {"train: {steps: 1\n", "not YAML: did not find expected ',' or '}'"},
+        {"train:\n  steps: 1\n seed: 2\n", "run.yaml:3: not YAML"},
+        {"model.path: \"a", "not YAML: found unexpected end of stream"},
+        {"model.path: \"\\q\"", "not YAML: found unknown escape character"},
+        {"model.path: \xff", "run.yaml:1: not YAML: invalid leading UTF-8 octet"},
+        {"model.path: \x01", "not YAML: control characters are not allowed"},
+        {"%YAML 3.0\n---\n", "not YAML: found incompatible YAML document"},
+        {"a: [[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]", "nested deeper than 16"},
+        {"a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: {a: 1}}}}}}}}}}}}}}}}}",
+         "nested deeper than 16"},
+        /* together */
+        {"device: sim:h200\nsim.record: f", "sim.record is given, but a sim device has no routing"},
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        Config c;
+        Error e;
+        if (read_with(&c, rows[i].text, NULL, 0, &e)) fail_msg("accepted: %s", rows[i].text);
+        assert_says(&e, rows[i].says);
+        assert_null(c.memory);
+    }
+}
+
+static void sets_are_checked_like_the_file(void **state) {
+    (void)state;
+    static const struct {
+        const char *set, *says;
+    } rows[] = {
+        {"train.steps", "--set: \"train.steps\" has no value; write --set key=value"},
+        {"", "--set: \"\" has no value"},
+        {"=5", "--set: unknown key \"\""},
+        {"train.step=5", "--set: unknown key \"train.step\"; the nearest is train.steps"},
+        {"train=5", "--set: unknown key \"train\""},
+        {"train.steps=", "--set: train.steps is \"\"; it must be an integer"},
+        {"train.steps= 5", "--set: train.steps is \" 5\""},
+        {"model.path=\xff", "--set: model.path is"},
+        {"data.path=[a", "not YAML: did not find expected ',' or ']'"},
+        {"data.path=[a] b", "--set:1: not YAML"},
+        {"data.path=[&a b]", "anchors and aliases (a)"},
+        {"data.path=[{a: b}]", "data.path is a list of text"},
+        {"sim.record=f", "sim.record is given"},
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        Config c;
+        Error e;
+        if (read_with(&c, "device: sim:x", &rows[i].set, 1, &e)) fail_msg("accepted: %s", rows[i].set);
+        assert_says(&e, rows[i].says);
+    }
+}
+
+static void all_mistakes_are_told_at_once(void **state) {
+    (void)state;
+    const char *text =
+        "train:\n  steps: many\n  sequences: 4\n  sequences: 5\n  tokens: 3\ncompute.type: int8\ndata.path: [[a]]\n"
+        "optimizer: {beta1: 2, schedule: linear}\n";
+    const char *const sets[] = {"ranks=-1", "steps=4"};
+    const char *const lines[] = {
+        "8 mistakes in the configuration:\n",
+        "\n  run.yaml:2: train.steps is \"many\"",
+        "\n  run.yaml:4: train.sequences is given twice, first in line 3",
+        "\n  run.yaml:5: unknown key \"train.tokens\"",
+        "\n  run.yaml:6: compute.type is \"int8\"",
+        "\n  run.yaml:7: data.path is a list of text",
+        "\n  run.yaml:8: optimizer.beta1 is \"2\"",
+        "\n  --set: ranks is \"-1\"",
+        "\n  --set: unknown key \"steps\"; the nearest is train.steps",
+    };
+    Config c;
+    Error e;
+    assert_false(read_with(&c, text, sets, COUNT(sets), &e));
+    for (size_t i = 0; i < COUNT(lines); i++) assert_says(&e, lines[i]);
+}
+
+static void mistakes_before_and_after_broken_yaml_are_told_too(void **state) {
+    (void)state;
+    const char *const sets[] = {"ranks=-1"};
+    Config c;
+    Error e;
+    assert_false(read_with(&c, "train.steps: x\nmodel: {\n", sets, 1, &e));
+    assert_says(&e, "3 mistakes in the configuration:\n  run.yaml:1: train.steps");
+    assert_says(&e, "\n  run.yaml:3: not YAML");
+    assert_says(&e, "\n  --set: ranks");
+}
+
+static void more_mistakes_than_fit_are_counted(void **state) {
+    (void)state;
+    char text[4096] = "";
+    for (int i = 0; i < 200; i++) sprintf(text + strlen(text), "unknown_%d: 1\n", i);
+    Config c;
+    Error e;
+    assert_false(read_with(&c, text, NULL, 0, &e));
+    assert_says(&e, "200 mistakes in the configuration:\n  run.yaml:1: ");
+    int lines = 0, left = 0;
+    for (const char *at = e.text; *at; at++) lines += *at == '\n';
+    assert_int_equal(sscanf(strstr(e.text, "and "), "and %d more", &left), 1);
+    assert_int_equal(lines - 1 + left, 200);
+    assert_int_equal(e.text[strlen(e.text) - 1], 'e'); /* nothing is cut */
+}
+
+static void hostile_names_are_shown_short_and_clean(void **state) {
+    (void)state;
+    char text[3000];
+    memset(text, 'k', sizeof text);
+    strcpy(text + 900, "\": \"\\e[2J\"");
+    text[0] = '"';
+    Config c;
+    Error e;
+    assert_false(read_with(&c, text, NULL, 0, &e));
+    assert_says(&e, "kkk...\"; the nearest is ");
+    assert_true(strlen(e.text) < 200);
+    assert_false(read_with(&c, "device: \"\\e[2J\"", NULL, 0, &e));
+    assert_says(&e, "device is \"?[2J\"");
+}
+
+static void a_text_beyond_a_mebibyte_is_refused(void **state) {
+    (void)state;
+    enum { BYTES = (1 << 20) + 1 };
+    char *text = malloc(BYTES);
+    memset(text, '#', BYTES);
+    Config c;
+    Error e = {0};
+    assert_true(config_read_text(&c, text, BYTES - 1, "run.yaml", NULL, 0, &e));
+    config_close(&c);
+    assert_false(config_read_text(&c, text, BYTES, "run.yaml", NULL, 0, &e));
+    assert_says(&e, "run.yaml: larger than 1048576 bytes");
+    free(text);
+}
+
+static void a_missing_file_is_a_mistake_of_usage(void **state) {
+    (void)state;
+    Config c;
+    Error e = {0}, folder = {0};
+    assert_false(config_read(&c, "/nowhere/run.yaml", NULL, 0, &e));
+    assert_says(&e, "/nowhere/run.yaml");
+    assert_null(c.memory);
+    assert_false(config_read(&c, "/", NULL, 0, &folder));
+    assert_says(&folder, "this is a directory");
+}
+
+/* ---- Writing ---------------------------------------------------------------------------------- */
+
+static void what_is_written_reads_back_the_same(void **state) {
+    (void)state;
+    static const char *const texts[] = {
+        "",
+        "optimizer: {learning_rate: 0.1234567890123456789, epsilon: 1.5e-17, weight_decay: 1e3, minimum: 4e-320, clip: "
+        "12345678.9}",
+        "train.seed: 9007199254740992\ntrain.sample_every: 0\nloss.balance: 0.01\ncompute.type: "
+        "bf16\noptimizer.update: blocking\n",
+        "model.path: \"quote \\\" backslash \\\\ colon: # hash 'single'\"\ndata.path: [\"- a\", \"[b]\", \"~\", "
+        "\"null\", \"{c: d}\", \"&e\"]",
+        "train.sample_prompt: \" lead and trail \\n\\t\\r\\a\\x7f\\x80a \\u2028 b \\u2029 c "
+        "\\ufeff\\uffff\\ud7ff\\U0010ffff \xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80 \"",
+        "train.sample_prompt: \"\\N\\_\\L\\P\\e\\v%@`!|>\"\ndata.path: [\"a\\nb\", 'it''s']",
+    };
+    for (size_t i = 0; i < COUNT(texts); i++) {
+        Config c = config_of(texts[i]);
+        char *once = written(&c);
+        Config back = config_of(once);
+        assert_same(&c, &back);
+        char *twice = written(&back);
+        assert_string_equal(once, twice);
+        free(once);
+        free(twice);
+        config_close(&c);
+        config_close(&back);
+    }
+}
+
+static void every_key_is_written_with_its_help(void **state) {
+    (void)state;
+    Config c = config_of("");
+    char *text = written(&c);
+    for (int i = 0; i < option_count; i++) assert_non_null(strstr(text, options[i].help));
+    assert_non_null(strstr(text, "\noptimizer:\n  learning_rate: 0.0003 "));
+    assert_non_null(strstr(text, "\n  epsilon: 1e-8 "));
+    assert_non_null(strstr(text, "\ndevice: \"cpu\" "));
+    free(text);
+    config_close(&c);
+}
+
+static void a_file_is_read_from_disk(void **state) {
+    (void)state;
+    char path[] = "/tmp/mop-config-XXXXXX";
+    FILE *f = fdopen(mkstemp(path), "w");
+    fputs("train.steps: 3\nranks: x\n", f);
+    fclose(f);
+    Config c;
+    Error e = {0}, none = {0};
+    const char *const sets[] = {"train.steps=4"};
+    assert_false(config_read(&c, path, sets, 1, &e));
+    assert_says(&e, path);
+    assert_says(&e, ":2: ranks is \"x\"");
+    f = fopen(path, "w");
+    fputs("train.steps: 3\nranks: 2\n", f);
+    fclose(f);
+    assert_true(config_read(&c, path, sets, 1, &none));
+    assert_int_equal(c.train_steps, 4);
+    assert_int_equal(c.ranks, 2);
+    config_close(&c);
+    unlink(path);
+}
+
+/* ---- Telling ---------------------------------------------------------------------------------- */
+
+static char *explained(const char *key, bool *known) {
+    char *text;
+    size_t bytes;
+    FILE *f = open_memstream(&text, &bytes);
+    *known = config_explain(key, f);
+    fclose(f);
+    return text;
+}
+
+static void an_option_is_explained_in_full_and_an_unknown_one_by_its_nearest(void **state) {
+    (void)state;
+    bool known;
+    char *text = explained("optimizer.warmup", &known);
+    assert_true(known);
+    assert_non_null(strstr(text, "an integer from 0 to 2147483647 (steps)"));
+    assert_non_null(strstr(text, "default  0\n"));
+    assert_non_null(strstr(text, "may change when a run is resumed"));
+    free(text);
+    text = explained("warm_up", &known);
+    assert_false(known);
+    assert_non_null(strstr(text, "the nearest is optimizer.warmup"));
+    free(text);
+}
+
+static void help_lists_every_option(void **state) {
+    (void)state;
+    char *text;
+    size_t bytes;
+    FILE *f = open_memstream(&text, &bytes);
+    config_help(f);
+    fclose(f);
+    for (int i = 0; i < option_count; i++) {
+        const char *line = strstr(text, options[i].key);
+        assert_non_null(line);
+        assert_non_null(strstr(line, options[i].help));
+    }
+    free(text);
+}
+
+/* ---- Resuming --------------------------------------------------------------------------------- */
+
+static void placement_and_length_may_change_at_a_resume(void **state) {
+    (void)state;
+    Config before = config_of("train.seed: 4\nmodel.config: m");
+    Config now = config_of(
+        "train.seed: 4\nmodel.config: m\ntrain.steps: 9\nranks: 4\nmixture.dense: 2\ncompute.threads: 3\n"
+        "train.micro_batches: 2\noptimizer.learning_rate: 1\noptimizer.update: blocking\nloss.chunk: 7\n"
+        "checkpoint.every: 1\ndevice: cpu:late\ncomm.timeout: 1\nloss.balance: 0\ncompute.activations: recompute\n");
+    Error e = {0};
+    assert_true(config_resumable(&now, &before, &e));
+    assert_true(config_hash(&now) == config_hash(&before));
+    config_close(&now);
+    config_close(&before);
+}
+
+static void numerics_and_data_may_not_change_at_a_resume(void **state) {
+    (void)state;
+    static const char *const changes[] = {"train.seed: 4",      "train.sequences: 3", "train.sequence_length: 5",
+                                          "compute.type: fp64", "data.path: x",       "data.path: [a, b]",
+                                          "data.tokenizer: t",  "model.config: n",    "model.path: p"};
+    Config before = config_of("");
+    for (size_t i = 0; i < COUNT(changes); i++) {
+        Config now = config_of(changes[i]);
+        Error e = {0};
+        assert_false(config_resumable(&now, &before, &e));
+        char key[64];
+        snprintf(key, sizeof key, "%.*s was ", (int)strcspn(changes[i], ":"), changes[i]);
+        assert_says(&e, key);
+        assert_true(config_hash(&now) != config_hash(&before));
+        config_close(&now);
+    }
+    Config now = config_of("train.seed: 4\ndata.path: [a, b]\n");
+    Error e = {0};
+    assert_false(config_resumable(&now, &before, &e));
+    assert_says(&e, "train.seed was 1 when the run began and is 4 now; set it back, or begin a new run with --run");
+    assert_says(&e, "data.path was [] when the run began and is [\"a\", \"b\"] now");
+    config_close(&now);
+    config_close(&before);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_row_has_a_key_a_field_and_a_help_of_its_own),
+        cmocka_unit_test(rows_cover_every_field_of_a_config),
+        cmocka_unit_test(defaults_are_what_the_header_promises),
+        cmocka_unit_test(sections_and_dotted_keys_say_the_same),
+        cmocka_unit_test(scalars_are_typed_by_the_table),
+        cmocka_unit_test(a_single_string_is_a_list_of_one),
+        cmocka_unit_test(an_empty_text_is_all_defaults),
+        cmocka_unit_test(windows_files_with_a_byte_order_mark_are_read),
+        cmocka_unit_test(sets_come_after_the_file_and_the_last_one_wins),
+        cmocka_unit_test(a_set_in_brackets_is_a_list),
+        cmocka_unit_test(malformed_configurations_are_refused_with_line_and_reason),
+        cmocka_unit_test(sets_are_checked_like_the_file),
+        cmocka_unit_test(all_mistakes_are_told_at_once),
+        cmocka_unit_test(mistakes_before_and_after_broken_yaml_are_told_too),
+        cmocka_unit_test(more_mistakes_than_fit_are_counted),
+        cmocka_unit_test(hostile_names_are_shown_short_and_clean),
+        cmocka_unit_test(a_text_beyond_a_mebibyte_is_refused),
+        cmocka_unit_test(a_missing_file_is_a_mistake_of_usage),
+        cmocka_unit_test(what_is_written_reads_back_the_same),
+        cmocka_unit_test(every_key_is_written_with_its_help),
+        cmocka_unit_test(a_file_is_read_from_disk),
+        cmocka_unit_test(an_option_is_explained_in_full_and_an_unknown_one_by_its_nearest),
+        cmocka_unit_test(help_lists_every_option),
+        cmocka_unit_test(placement_and_length_may_change_at_a_resume),
+        cmocka_unit_test(numerics_and_data_may_not_change_at_a_resume),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
