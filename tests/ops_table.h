@@ -1,17 +1,16 @@
-/* Every op as rows of one table: shapes (odd, prime, empty, large enough for several threads), how to make its arguments, its
- * forward and its backward. test_ops.c runs each row in several modes: against the definition, against finite differences,
- * within guard words, on any number of threads.
+/* Every op as rows of one table: shapes (odd, prime, empty, large enough for several threads), how to make
+ * its arguments, its forward and its backward. test_ops.c runs each row in several modes: against the
+ * definition, against finite differences, within guard words, on any number of threads.
  *
- * A Trial is one row on one device in one type. Inputs x and gradients dy of outputs are random; y and dx are written, and
- * begin as random numbers too, so that an op that forgets to write, or to add, shows. With `dy[i]` the gradient of the loss
- * L = sum dy y, dx[i] is that of L by x[i]. */
+ * A Trial is one row on one device in one type. Inputs x and gradients dy of outputs are random; y and dx
+ * are written, and begin as random numbers too, so that an op that forgets to write, or to add, shows. With
+ * `dy[i]` the gradient of the loss L = sum dy y, dx[i] is that of L by x[i]. */
 #ifndef MOP_OPS_TABLE_H
 #define MOP_OPS_TABLE_H
 
 #include "ops/kernels.h"
 #include "testing.h"
 #include <math.h>
-#include <string.h>
 
 enum { MOST_SLOTS = 12, MOST_NUMBERS = 8, MOST_EXPERTS = 8 };
 
@@ -45,7 +44,7 @@ struct Case {
     int64_t n[MOST_NUMBERS];
     void (*make)(Trial *t);
     void (*forward)(Trial *t);
-    void (*backward)(Trial *t);  /* NULL: no gradient */
+    void (*backward)(Trial *t); /* NULL: no gradient */
     int64_t rows[MOST_EXPERTS]; /* of experts */
 };
 
@@ -56,8 +55,8 @@ static Tensor make(Trial *t, Slot *slot, int flags, Type type, int dims, const i
     slot->flags = flags;
     slot->tensor = memory_tensor(&t->memory, type, dims, dim);
     t->draws++;
+    fill_value(slot->tensor, 0);
     if (type == FP32 || type == BF16 || type == FP64) fill_normal(slot->tensor, t->draws);
-    else memset(slot->tensor.data, 0, tensor_bytes(slot->tensor));
     return slot->tensor;
 }
 
@@ -85,10 +84,18 @@ static void make_dy(Trial *t, int i, Type type) {
 }
 
 /* Short names for the four rows of slots. */
-static Tensor x(const Trial *t, int i) { return t->x[i].tensor; }
-static Tensor y(const Trial *t, int i) { return t->y[i].tensor; }
-static Tensor dx(const Trial *t, int i) { return t->dx[i].tensor; }
-static Tensor dy(const Trial *t, int i) { return t->dy[i].tensor; }
+static Tensor x(const Trial *t, int i) {
+    return t->x[i].tensor;
+}
+static Tensor y(const Trial *t, int i) {
+    return t->y[i].tensor;
+}
+static Tensor dx(const Trial *t, int i) {
+    return t->dx[i].tensor;
+}
+static Tensor dy(const Trial *t, int i) {
+    return t->dy[i].tensor;
+}
 
 /* ---- linear: n = m, n, k ---------------------------------------------------------------------- */
 
@@ -309,7 +316,8 @@ static void attention_gradient(Trial *t) {
 enum { SEQUENCES = 3 };
 static const double balance_coefficient = 0.3, z_coefficient = 0.2, real_positions = 17;
 
-/* x: logits, sequence, pooled counts, rows, real positions.  y: weight, balance loss, z, mass, then p, lse, chosen, counts. */
+/* x: logits, sequence, pooled counts, rows, real positions. y: weight, balance loss, z, mass, then p, lse,
+ * chosen, counts. */
 static void route_make(Trial *t) {
     int64_t tokens = t->n[0], experts = t->n[1], k = t->n[2];
     Type logits = t->n[5] ? t->sum : t->real;
@@ -363,8 +371,8 @@ static void order_forward(Trial *t) {
     route_order(t->stream, y(t, 0), y(t, 1), y(t, 2), x(t, 0));
 }
 
-/* To experts: each token's row is sent k times; its gradient is the sum of theirs. The order is scattered by a stride that
- * shares no factor with the count. */
+/* To experts: each token's row is sent k times; its gradient is the sum of theirs. The order is scattered by
+ * a stride that shares no factor with the count. */
 static void travel_make(Trial *t) {
     int64_t tokens = t->n[0], k = t->n[1], width = t->n[2], slots = tokens * k;
     make(t, &t->x[0], 0, t->real, DIM(tokens, width));
@@ -496,19 +504,24 @@ static void ranks_forward(Trial *t) {
 /* ---- The table -------------------------------------------------------------------------------- */
 
 #define LINEAR "linear [m,n,k]", .make = linear_make, .forward = linear_forward, .backward = linear_backward
-#define LOGITS "linear to logits, dx added [m,n,k]", .make = logits_make, .forward = linear_forward, \
-               .backward = logits_backward
-#define EXPERTS "experts_linear [E,n,k,add]", .make = experts_make, .forward = experts_forward, .backward = experts_backward
-#define SWIGLU "swiglu [rows,width,weighted]", .make = swiglu_make, .forward = swiglu_forward, .backward = swiglu_gradient
+#define LOGITS                                                                                                         \
+    "linear to logits, dx added [m,n,k]", .make = logits_make, .forward = linear_forward, .backward = logits_backward
+#define EXPERTS                                                                                                        \
+    "experts_linear [E,n,k,add]", .make = experts_make, .forward = experts_forward, .backward = experts_backward
+#define SWIGLU                                                                                                         \
+    "swiglu [rows,width,weighted]", .make = swiglu_make, .forward = swiglu_forward, .backward = swiglu_gradient
 #define NORM "rms_norm [rows,width,add]", .make = norm_make, .forward = norm_forward, .backward = norm_backward
 #define ADD "add [n]", .make = add_make, .forward = add_forward
 #define ZERO "zero [n]", .make = zero_make, .forward = zero_forward
 #define COPY "copy [n]", .make = copy_make, .forward = copy_forward
-#define EMBEDDING "embedding [T,V,H]", .make = embedding_make, .forward = embedding_forward, .backward = embedding_gradient
+#define EMBEDDING                                                                                                      \
+    "embedding [T,V,H]", .make = embedding_make, .forward = embedding_forward, .backward = embedding_gradient
 #define ROPE "rope [T,heads,d]", .make = rope_make, .forward = rope_forward, .backward = rope_backward
-#define ATTENTION "attention [T,heads,kv,d,window,document]", .make = attention_make, .forward = attention_forward, \
-                  .backward = attention_gradient
-#define ROUTE "route [T,E,k,normalise,auxiliary,sum]", .make = route_make, .forward = route_forward, .backward = route_gradient
+#define ATTENTION                                                                                                      \
+    "attention [T,heads,kv,d,window,document]", .make = attention_make, .forward = attention_forward,                  \
+                                                .backward = attention_gradient
+#define ROUTE                                                                                                          \
+    "route [T,E,k,normalise,auxiliary,sum]", .make = route_make, .forward = route_forward, .backward = route_gradient
 #define ORDER "route_order [T,k,-,E]", .make = order_make, .forward = order_forward
 #define TRAVEL "gather_rows [T,k,H]", .make = travel_make, .forward = travel_forward, .backward = travel_backward
 #define COMBINE "sum_slots [T,k,H]", .make = combine_make, .forward = combine_forward, .backward = combine_backward
@@ -535,7 +548,7 @@ static const Case cases[] = {
     {SWIGLU, .n = {5, 9, true}},
     {SWIGLU, .n = {131, 67, true}},
     {NORM, .n = {0, 8}},
-    {NORM, .n = {1, 1}},
+    {NORM, .n = {1, 3}},
     {NORM, .n = {3, 17, false}},
     {NORM, .n = {5, 11, true}},
     {NORM, .n = {151, 96, true}},

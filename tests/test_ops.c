@@ -1,10 +1,11 @@
-/* The mathematics: every kernel table agrees with the definitions, the definitions with finite differences, and the front
- * doors charge what ops.h says. The ops and their shapes are rows of ops_table.h. */
+/* The mathematics: every kernel table agrees with the definitions, the definitions with finite differences,
+ * and the front doors charge what ops.h says. The ops and their shapes are rows of ops_table.h. */
 #include "ops_table.h"
 #include <stdio.h>
-#include <stdlib.h>
-/* cmocka.h wants these before it */
-#include <setjmp.h>
+#include <string.h>
+
+#include <setjmp.h> /* cmocka.h uses it */
+
 #include <cmocka.h>
 
 static const Type real_types[] = {FP32, BF16, FP64};
@@ -48,14 +49,14 @@ static Where where(const Trial *t, const char *slot, int i) {
     int used = snprintf(w.text, sizeof w.text, "%s:", t->row->name);
     for (int k = 0; k < MOST_NUMBERS; k++)
         used += snprintf(w.text + used, sizeof w.text - (size_t)used, " %lld", (long long)t->n[k]);
-    snprintf(w.text + used, sizeof w.text - (size_t)used, ", %s on %s, %s[%d]", type_name(t->real), t->device->name, slot, i);
+    snprintf(w.text + used, sizeof w.text - (size_t)used, ", %s on %s, %s[%d]", type_name(t->real), t->device->name,
+             slot, i);
     return w;
 }
 
 static void check_unchanged(const Trial *t, const char *name, const Slot *slots) {
     for (int i = 0; i < MOST_SLOTS; i++) {
-        if (!tensor_none(slots[i].tensor))
-            assert_same_bits(where(t, name, i).text, slots[i].tensor, slots[i].initial);
+        if (!tensor_none(slots[i].tensor)) assert_same_bits(where(t, name, i).text, slots[i].tensor, slots[i].initial);
     }
 }
 
@@ -91,8 +92,8 @@ static void run_from(Trial *t, const Trial *forward) {
 
 /* ---- (a) Every table agrees with the definitions ---------------------------------------------- */
 
-/* Of the larger of an element and the tensor's root mean square: sums of a few hundred terms in any order; for bf16, one
- * step of its 8 bits where two results fall on different sides of a rounding. */
+/* Of the larger of an element and the tensor's root mean square: sums of a few hundred terms in any order;
+ * for bf16, one step of its 8 bits where two results fall on different sides of a rounding. */
 static double bound_of(const Trial *t, const Slot *slot) {
     bool in_bf16 = slot->tensor.type == BF16 || (slot->flags & ROUNDED && t->real == BF16);
     if (in_bf16) return 0x1p-7;
@@ -103,8 +104,10 @@ static void compare(const Trial *got, const char *name, const Slot *slots, const
     for (int i = 0; i < MOST_SLOTS; i++) {
         if (tensor_none(slots[i].tensor) || slots[i].flags & SCRATCH) continue;
         Where at = where(got, name, i);
-        if (slots[i].flags & EXACT) assert_same_bits(at.text, slots[i].tensor, expected[i].tensor);
-        else assert_close(at.text, slots[i].tensor, expected[i].tensor, bound_of(got, &slots[i]));
+        if (slots[i].flags & EXACT)
+            assert_same_bits(at.text, slots[i].tensor, expected[i].tensor);
+        else
+            assert_close(at.text, slots[i].tensor, expected[i].tensor, bound_of(got, &slots[i]));
     }
 }
 
@@ -308,7 +311,8 @@ static void swiglu_in_place(Bench *b, Type real) {
 }
 
 static void rope_in_place(Bench *b, Type real) {
-    Tensor x = normal(b, real, DIM(5, 3, 34)), y = normal(b, real, DIM(5, 3, 34)), table = normal(b, type_sum(real), DIM(5, 34));
+    Tensor x = normal(b, real, DIM(5, 3, 34)), y = normal(b, real, DIM(5, 3, 34)),
+           table = normal(b, type_sum(real), DIM(5, 34));
     rope(b->stream, y, x, table, false);
     rope(b->stream, x, x, table, false);
     stream_finish(b->stream);
@@ -347,7 +351,8 @@ static void loss_in_place(Bench *b, Type real) {
     Type sum = type_sum(real);
     Tensor logits = normal(b, sum, DIM(3, 67)), dlogits = normal(b, sum, DIM(3, 67));
     Tensor target = integers(b, INT32, INTEGERS(66, -1, 0), DIM(3));
-    Tensor trained = normal(b, FP64, DIM(1)), loss = normal(b, FP64, DIM(1)), loss_again = memory_copy(&b->memory, loss);
+    Tensor trained = normal(b, FP64, DIM(1)), loss = normal(b, FP64, DIM(1)),
+           loss_again = memory_copy(&b->memory, loss);
     cross_entropy(b->stream, loss, dlogits, logits, target, trained);
     cross_entropy(b->stream, loss_again, logits, logits, target, trained);
     stream_finish(b->stream);
@@ -395,7 +400,8 @@ static void assert_numbers(Bench *b, const char *what, Tensor got, const double 
 }
 
 static void products_and_norms_worked_by_hand(Bench *b) {
-    Tensor x = numbers(b, FP32, NUMBERS(1, 2, 3, 4), DIM(2, 2)), w = numbers(b, FP32, NUMBERS(1, 0, 5, -1, 1, 1), DIM(3, 2));
+    Tensor x = numbers(b, FP32, NUMBERS(1, 2, 3, 4), DIM(2, 2)),
+           w = numbers(b, FP32, NUMBERS(1, 0, 5, -1, 1, 1), DIM(3, 2));
     Tensor y = normal(b, FP32, DIM(2, 3)), inverse = normal(b, FP32, DIM(1));
     linear(b->stream, y, x, w);
     assert_numbers(b, "linear", y, NUMBERS(1, 3, 3, 3, 11, 7));
@@ -456,8 +462,14 @@ static void losses_worked_by_hand(Bench *b) {
 static void updates_worked_by_hand(Bench *b) {
     Tensor w = numbers(b, FP32, NUMBERS(2), DIM(1)), m = numbers(b, FP32, NUMBERS(1), DIM(1));
     Tensor v = numbers(b, FP32, NUMBERS(4), DIM(1)), gradient = numbers(b, FP32, NUMBERS(6), DIM(1));
-    AdamW h = {.learning_rate = 0.1, .beta1 = 0.75, .beta2 = 0.5, .epsilon = 1, .weight_decay = 0.5,
-               .correction1 = 0.5, .correction2 = 0.25, .clip = 0.5};
+    AdamW h = {.learning_rate = 0.1,
+               .beta1 = 0.75,
+               .beta2 = 0.5,
+               .epsilon = 1,
+               .weight_decay = 0.5,
+               .correction1 = 0.5,
+               .correction2 = 0.25,
+               .clip = 0.5};
     adamw(b->stream, w, NONE, m, v, gradient, h);
     assert_numbers(b, "adamw, m", m, NUMBERS(1.5));
     assert_numbers(b, "adamw, v", v, NUMBERS(6.5));
@@ -616,7 +628,8 @@ static void attention_ignores_what_a_token_may_not_see(void **state) {
     enum { T = 41, DOCUMENT = 17, WINDOW = 5 };
     Tensor q = normal(&b, FP32, DIM(T, 2, 8)), k = normal(&b, FP32, DIM(T, 1, 8)), v = normal(&b, FP32, DIM(T, 1, 8));
     Tensor start = memory_tensor(&b.memory, INT32, DIM(T));
-    Tensor out = normal(&b, FP32, DIM(T, 2, 8)), again = normal(&b, FP32, DIM(T, 2, 8)), lse = normal(&b, FP32, DIM(2, T));
+    Tensor out = normal(&b, FP32, DIM(T, 2, 8)), again = normal(&b, FP32, DIM(T, 2, 8)),
+           lse = normal(&b, FP32, DIM(2, T));
     for (int64_t t = 0; t < T; t++) tensor_put(start, t, (double)(t < DOCUMENT ? 0 : DOCUMENT));
     AttentionShape shape = {.scale = 0.5, .window = WINDOW};
     attention(b.stream, out, lse, q, k, v, start, shape);
@@ -672,6 +685,21 @@ static void a_bf16_weight_and_its_low_halves_step_like_the_fp32_master(void **st
         assert_same_bits("v", v_split, v);
         fill_normal(gradient, (uint64_t)(100 + step));
     }
+    bench_close(&b);
+}
+
+/* ---- Empty tensors ---------------------------------------------------------------------------- */
+
+static void empty_tensors_may_share_an_address(void **state) {
+    (void)state;
+    Bench b = bench_open("cpu");
+    Tensor e = normal(&b, BF16, DIM(0, 4)), weight = normal(&b, FP32, DIM(0)), loss = normal(&b, FP64, DIM(1));
+    Tensor logits = tensor_at(e.data, FP32, DIM(0, 4)), target = tensor_at(e.data, INT32, DIM(0));
+    swiglu_backward(b.stream, e, e, weight, e, e, e, weight);
+    cross_entropy(b.stream, loss, e, logits, target, loss);
+    square_sum(b.stream, loss, e);
+    stream_finish(b.stream);
+    assert_true(tensor_get(loss, 0) == 0); /* the one that has something to write */
     bench_close(&b);
 }
 
@@ -746,7 +774,8 @@ static void mistyped_product(void *context) {
 static void miscounted_experts(void *context) {
     Bench *b = context;
     static const int64_t rows[] = {1, 2};
-    experts_linear(b->stream, normal(b, FP32, DIM(2, 3)), normal(b, FP32, DIM(2, 4)), normal(b, FP32, DIM(2, 3, 4)), rows);
+    experts_linear(b->stream, normal(b, FP32, DIM(2, 3)), normal(b, FP32, DIM(2, 4)), normal(b, FP32, DIM(2, 3, 4)),
+                   rows);
 }
 
 static void bf16_without_low_halves(void *context) {
@@ -757,7 +786,8 @@ static void bf16_without_low_halves(void *context) {
 
 static void doors_refuse_wrong_shapes_and_types(void **state) {
     (void)state;
-    static void (*const wrong[])(void *) = {mismatched_product, mistyped_product, miscounted_experts, bf16_without_low_halves};
+    static void (*const wrong[])(void *) = {mismatched_product, mistyped_product, miscounted_experts,
+                                            bf16_without_low_halves};
     Bench b = bench_open("cpu:plain");
     for (size_t i = 0; i < COUNT(wrong); i++) assert_true(aborts(wrong[i], &b));
     bench_close(&b);
@@ -785,6 +815,7 @@ int main(void) {
         cmocka_unit_test(no_trained_tokens_give_no_gradient),
         cmocka_unit_test(attention_ignores_what_a_token_may_not_see),
         cmocka_unit_test(a_bf16_weight_and_its_low_halves_step_like_the_fp32_master),
+        cmocka_unit_test(empty_tensors_may_share_an_address),
         cmocka_unit_test(doors_charge_what_the_formulas_say),
         cmocka_unit_test(every_op_has_a_name_of_its_own),
         cmocka_unit_test(doors_refuse_wrong_shapes_and_types),

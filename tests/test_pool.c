@@ -5,8 +5,9 @@
 #include "ops/kernels.h"
 #include <string.h>
 #include <time.h>
-/* cmocka.h wants these before it */
-#include <setjmp.h>
+
+#include <setjmp.h> /* cmocka.h uses it */
+
 #include <cmocka.h>
 
 enum { MOST_TASKS = 257, MOST_THREADS = 5 };

@@ -113,6 +113,7 @@ static void a_silent_config_means_the_defaults_of_its_class(void **state) {
     for (size_t i = 0; i < COUNT(rows); i++) {
         json_t *config = config_of(rows[i].fixture, "config-v4.json");
         for (size_t k = 0; k < COUNT(silent); k++) json_object_del(config, silent[k]);
+        json_object_set_new(config, "hidden_size", json_integer(24));
         Spec s = spec_of(config);
         assert_true(s.rope_theta == rows[i].theta && s.norm_epsilon == rows[i].epsilon && s.balance == rows[i].balance);
         assert_int_equal(s.normalise_top_k, rows[i].normalise);

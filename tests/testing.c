@@ -11,8 +11,9 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
-/* cmocka.h wants these before it */
-#include <setjmp.h>
+
+#include <setjmp.h> /* cmocka.h uses it */
+
 #include <cmocka.h>
 
 /* ---- Memory ----------------------------------------------------------------------------------- */

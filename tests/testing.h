@@ -10,7 +10,7 @@ typedef struct Memory {
     struct Block *blocks;
 } Memory;
 
-Tensor memory_tensor(Memory *m, Type type, int dims, const int64_t *dim); /* memory_tensor(&m, FP32, DIM(3, 4)): NaN or -1 */
+Tensor memory_tensor(Memory *m, Type type, int dims, const int64_t *dim); /* holds NaN, or -1 */
 Tensor memory_copy(Memory *m, Tensor t);
 void memory_check(const Memory *m, const char *what); /* fails the test where a guard word has changed */
 void memory_free(Memory *m);
@@ -21,8 +21,8 @@ void fill_normal(Tensor t, uint64_t seed);
 void fill_integers(Tensor t, uint64_t seed, int64_t least, int64_t most);
 void fill_value(Tensor t, double value);
 
-/* Differences above bound x max(|expected|, root mean square of expected) fail, and so does a NaN where none is expected;
- * integers must be equal. */
+/* Differences above bound x max(|expected|, root mean square of expected) fail, and so does a NaN where none
+ * is expected; integers must be equal. */
 void assert_close(const char *what, Tensor got, Tensor expected, double bound);
 void assert_same_bits(const char *what, Tensor got, Tensor expected);
 

@@ -93,12 +93,13 @@ void device_read(Stream *s, void *host, Tensor t, ReadKind kind) {
     d->meter.copied_down += (int64_t)tensor_bytes(t);
     if (d->sim) {
         MUST(d->answer);
-        d->answer(d->answer_context, kind, host, t);
+        d->answer(d->read_context, kind, host, t);
         return;
     }
     event_wait(event_record(s));
     if (device_failed(d)) memset(host, 0, tensor_bytes(t));
     else memcpy(host, t.data, tensor_bytes(t));
+    if (d->observe) d->observe(d->read_context, kind, host, t);
 }
 
 typedef struct {

@@ -70,7 +70,7 @@ void stream_wait(Stream *s, Event e);   /* what is issued on s from now on runs 
 void event_wait(Event e);               /* the host waits */
 
 /* Host code reads device data (rows per expert, clip factor and finite check, loss: nowhere else). Waits for s. On sim the
- * bytes come from device_answer. On a failed device the bytes are zeros. */
+ * bytes come from the device's `answer`. On a failed device the bytes are zeros. */
 typedef enum { READ_ROUTING, READ_NORMS, READ_LOSS } ReadKind;
 void device_read(Stream *s, void *host, Tensor t, ReadKind kind);
 /* Host bytes into a tensor (the batch) on stream s: `host` is copied before the call returns. Charged as a copy up. */
@@ -148,9 +148,10 @@ struct Device {
     Arena *arenas;
     Meter meter;
     Component component;
-    /* sim: what the host is told when it reads device data */
+    /* What the host is told when it reads device data: on sim `answer` says it, elsewhere `observe` (may be NULL) sees it. */
     void (*answer)(void *context, ReadKind kind, void *host, Tensor t);
-    void *answer_context;
+    void (*observe)(void *context, ReadKind kind, const void *host, Tensor t);
+    void *read_context;
     struct DeviceFailure *failure;
 };
 

@@ -84,6 +84,7 @@ typedef struct {
     Tensor rope;                                      /* sum [tokens, head_dim] */
     Tensor counts, mass;                              /* fp64 [sequences, experts] */
     Tensor x;                                         /* the tensor between layers; in backward its gradient */
+    Tensor gradient;                                  /* [T, H]: where that gradient lives */
 } MicroBatch;
 
 /* What one layer and micro-batch keeps. Between forward and backward `x`, `attention` and `lse` always live; the others live
@@ -115,10 +116,11 @@ typedef struct Model {
     Arena *saved, *work, *host; /* activations kept; scratch; host arrays */
     RouteLoss route_loss;       /* of the step at hand */
     Tensor z, real_positions;   /* fp64 [1]: sum of lse^2; real positions of the step over all ranks */
-    bool evaluating;            /* keep nothing */
+    double *load;               /* host [E]: rows that this rank has sent to each expert */
+    bool evaluating;            /* keep nothing; a layer's output replaces its input */
 } Model;
 
-/* x[m] = table[token]. */
+/* b->x = table[token], b->x [T, H]. */
 void embed_forward(const Model *m, const Weights *w, MicroBatch *b);
 void embed_backward(const Model *m, Weights *dw, const MicroBatch *b);
 

@@ -104,7 +104,7 @@ void swiglu(Stream *s, Tensor y, Tensor gate, Tensor up, Tensor weight) {
 void swiglu_backward(Stream *s, Tensor dgate, Tensor dup, Tensor dweight, Tensor dy, Tensor gate, Tensor up,
                      Tensor weight) {
     MUST(type_real(dy.type) && dy.dims == 2 && tensor_same(gate, dy) && tensor_same(up, dy));
-    MUST(tensor_same(dgate, dy) && tensor_same(dup, dy) && dgate.data != dup.data);
+    MUST(tensor_same(dgate, dy) && tensor_same(dup, dy) && !same_memory(dgate, dup));
     MUST(none_or_is(weight, type_sum(dy.type), DIM(dy.dim[0])));
     MUST(tensor_none(weight) ? tensor_none(dweight) : tensor_same(dweight, weight));
     SwigluArgs args = {

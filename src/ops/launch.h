@@ -22,11 +22,16 @@ static inline bool none_or_is(Tensor t, Type type, int dims, const int64_t *dim)
     return tensor_none(t) || tensor_is(t, type, dims, dim);
 }
 
-/* Doors that have no real tensor, or tensors that no fast kernel mixes, launch the definition. */
+/* Empty tensors may share an address. */
+static inline bool same_memory(Tensor a, Tensor b) {
+    return a.data == b.data && tensor_count(a) > 0 && tensor_count(b) > 0;
+}
+
+/* In place of a type: small exact work, and mixtures of types, that only the definition does. */
 enum { DEFINITION = TYPE_COUNT };
 
-/* `type` is that of the op's real tensors: it picks the column of the table. An op that touches no byte has
- * nothing to do: it is counted and not launched. */
+/* `type` is that of the op's real tensors: it picks the column of the table. An op that touches no byte has nothing
+ * to do: it is counted and not launched. */
 static inline void op_run(Stream *s, Op op, int type, int64_t flops, int64_t bytes, const void *args,
                           size_t args_bytes) {
     bool run = charge(s, (Cost){.op = op, .flops = flops, .bytes = bytes});

@@ -12,7 +12,7 @@ void cross_entropy(Stream *s, Tensor loss, Tensor dlogits, Tensor logits, Tensor
     MUST(tensor_is(loss, FP64, DIM(1)) && tensor_is(target, INT32, DIM(logits.dim[0])));
     MUST(!gradient || (type_real(dlogits.type) && type_sum(dlogits.type) == logits.type));
     MUST(none_or_is(dlogits, dlogits.type, DIM(logits.dim[0], logits.dim[1])));
-    MUST(!gradient || dlogits.data != logits.data || dlogits.type == logits.type);
+    MUST(dlogits.type == logits.type || !same_memory(dlogits, logits));
     MUST(gradient ? tensor_is(trained, FP64, DIM(1)) : none_or_is(trained, FP64, DIM(1)));
     CrossEntropyArgs args = {.loss = loss, .dlogits = dlogits, .logits = logits, .target = target, .trained = trained};
     int64_t each = LOSS_FLOPS + (gradient ? GRADIENT_FLOPS : 0);

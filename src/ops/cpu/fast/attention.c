@@ -20,7 +20,6 @@
  * masked. A task is one held block, so results depend on no other task; the gradient meets every pair twice, which costs 7
  * products instead of 5 and spares any sum between tasks. */
 #include "ops/cpu/fast/fast.h"
-#include <math.h>
 
 enum {
     BLOCK = 96, /* held rows of a task */

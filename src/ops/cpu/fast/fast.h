@@ -12,7 +12,11 @@
 #define MOP_FAST_H
 
 #include "ops/kernels.h"
+#include <math.h>
 #include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #if !defined(REAL) || !defined(REAL_BITS) || !defined(ISA)
 #error "compiled once per REAL (with REAL_BITS) and ISA: see CMakeLists.txt"
@@ -79,18 +83,53 @@ static inline void vector_store_part(REAL *p, Vector v, int64_t n) {
     memcpy(p, &v, (size_t)n * sizeof(REAL));
 }
 
-/* Lane by lane a > b ? a : b; a NaN in a is lost, one in b is kept. */
+/* What the vector types have no operator for. vector_max and vector_min are, lane by lane, a > b ? a : b and a < b ? a : b: a
+ * NaN in a is lost, one in b is kept. vector_sqrt is correctly rounded. Spelled out for x86: left to the compiler, these often
+ * end up lane by lane. */
+#if defined(__SSE2__)
+#if VECTOR_BYTES == 64
+#define X86_SINGLE(name) _mm512_##name##_ps
+#define X86_DOUBLE(name) _mm512_##name##_pd
+#elif VECTOR_BYTES == 32
+#define X86_SINGLE(name) _mm256_##name##_ps
+#define X86_DOUBLE(name) _mm256_##name##_pd
+#else
+#define X86_SINGLE(name) _mm_##name##_ps
+#define X86_DOUBLE(name) _mm_##name##_pd
+#endif
+#if REAL_BITS == 32
+#define X86_VECTOR X86_SINGLE
+#else
+#define X86_VECTOR X86_DOUBLE
+#endif
+
 static inline Vector vector_max(Vector a, Vector b) {
-    Vector r;
-    for (int i = 0; i < LANES; i++) r[i] = a[i] > b[i] ? a[i] : b[i];
-    return r;
+    return X86_VECTOR(max)(a, b);
 }
 
 static inline Vector vector_min(Vector a, Vector b) {
-    Vector r;
-    for (int i = 0; i < LANES; i++) r[i] = a[i] < b[i] ? a[i] : b[i];
-    return r;
+    return X86_VECTOR(min)(a, b);
 }
+
+static inline Vector vector_sqrt(Vector v) {
+    return X86_VECTOR(sqrt)(v);
+}
+#else
+static inline Vector vector_max(Vector a, Vector b) {
+    Words mask = (Words)(a > b);
+    return (Vector)(((Words)a & mask) | ((Words)b & ~mask));
+}
+
+static inline Vector vector_min(Vector a, Vector b) {
+    Words mask = (Words)(a < b);
+    return (Vector)(((Words)a & mask) | ((Words)b & ~mask));
+}
+
+static inline Vector vector_sqrt(Vector v) {
+    for (int i = 0; i < LANES; i++) v[i] = (REAL)sqrt((double)v[i]); /* rounding twice does no harm: double has enough bits */
+    return v;
+}
+#endif
 
 /* Lane i of the result is lane i ^ distance of v; `distance` must be a constant once inlined: then it is one shuffle. */
 static inline __attribute__((always_inline)) Vector vector_exchange(Vector v, int distance) {
@@ -270,6 +309,72 @@ static inline REAL *row_place(Tensor t, int64_t row, REAL *buffer) {
 
 static inline void row_store(Tensor t, int64_t row, const REAL *values) {
     values_store(t, row * row_width(t), row_width(t), values);
+}
+
+/* ---- Vectors of tensors ----------------------------------------------------------------------- */
+
+/* One element, whatever the type of the tensor. */
+static inline REAL value_get(Tensor t, int64_t i) {
+    if (t.type == REAL_TYPE) return ((const REAL *)t.data)[i];
+    return (REAL)bf16_to_float(((const uint16_t *)t.data)[i]);
+}
+
+static inline void value_put(Tensor t, int64_t i, REAL x) {
+    if (t.type == REAL_TYPE) ((REAL *)t.data)[i] = x;
+    else ((uint16_t *)t.data)[i] = bf16_from_float((float)x);
+}
+
+/* A loop over a row goes in steps of LANES and hands each step the number of values that are left, `left`. Of a last step that
+ * is not full, the lanes beyond are `other` (or 0) and are not stored; it is kept out of the loop's way in a function. */
+#define COLD __attribute__((noinline, cold, unused)) static
+
+COLD Vector vector_get_last(Tensor t, int64_t i, int64_t left, Vector other) {
+    for (int64_t lane = 0; lane < left; lane++) other[lane] = value_get(t, i + lane);
+    return other;
+}
+
+COLD void vector_put_last(Tensor t, int64_t i, int64_t left, Vector v) {
+    for (int64_t lane = 0; lane < left; lane++) value_put(t, i + lane, v[lane]);
+}
+
+#if REAL_BITS == 32
+static inline Vector vector_get_or(Tensor t, int64_t i, int64_t left, Vector other) {
+    if (left < LANES) return vector_get_last(t, i, left, other);
+    if (t.type == REAL_TYPE) return vector_load((const REAL *)t.data + i);
+    return vector_from_bf16((const uint16_t *)t.data + i);
+}
+
+static inline void vector_put(Tensor t, int64_t i, int64_t left, Vector v) {
+    if (left < LANES) vector_put_last(t, i, left, v);
+    else if (t.type == REAL_TYPE) vector_store((REAL *)t.data + i, v);
+    else vector_to_bf16((uint16_t *)t.data + i, v);
+}
+
+/* As a tensor of type t would hold it. */
+static inline Vector vector_rounded(Type t, Vector v) {
+    if (t == REAL_TYPE) return v;
+    uint16_t half[LANES];
+    vector_to_bf16(half, v);
+    return vector_from_bf16(half);
+}
+#else
+static inline Vector vector_get_or(Tensor t, int64_t i, int64_t left, Vector other) {
+    return left < LANES ? vector_get_last(t, i, left, other) : vector_load((const REAL *)t.data + i);
+}
+
+static inline void vector_put(Tensor t, int64_t i, int64_t left, Vector v) {
+    if (left < LANES) vector_put_last(t, i, left, v);
+    else vector_store((REAL *)t.data + i, v);
+}
+
+static inline Vector vector_rounded(Type t, Vector v) {
+    (void)t;
+    return v;
+}
+#endif
+
+static inline Vector vector_get(Tensor t, int64_t i, int64_t left) {
+    return vector_get_or(t, i, left, (Vector){0});
 }
 
 #endif

@@ -107,10 +107,6 @@ static void tile_run(Tile t, int64_t rows, int64_t columns) {
 
 /* ---- Elements of either type ------------------------------------------------------------------ */
 
-static const void *element_at(Operand o, int64_t i, int64_t j) {
-    return (const char *)o.data + (size_t)(i * o.row + j * o.column) * (o.type == BF16 ? 2 : sizeof(REAL));
-}
-
 #if REAL_BITS == 32
 INLINE REAL value_load(const void *p, bool half) {
     return half ? bf16_to_float(*(const uint16_t *)p) : *(const REAL *)p;
@@ -238,10 +234,6 @@ static Left left_get(REAL *buffer, Operand a, int64_t rows, int64_t depth, int64
 
 /* ---- Bringing sums home ----------------------------------------------------------------------- */
 
-static void *result_at(Result c, int64_t i, int64_t j) {
-    return (char *)c.data + (size_t)(i * c.row + j * c.column) * (c.type == BF16 ? 2 : sizeof(REAL));
-}
-
 /* `count` sums to contiguous elements. */
 INLINE void values_home(void *home, Type type, const REAL *sum, int64_t count, bool add) {
     if (type == REAL_TYPE) {
@@ -313,13 +305,24 @@ static Right right_get(REAL *buffer, const Product *p) {
     return (Right){buffer, TILE_COLUMNS * p->k, TILE_COLUMNS};
 }
 
+/* Asks the memory for rows [first, end): the next strip's, while the kernel is busy with this one's. */
+static void rows_ask(Operand o, int64_t first, int64_t end, int64_t width) {
+    const int64_t line = 64 / (o.type == BF16 ? 2 : (int64_t)sizeof(REAL));
+    for (int64_t i = first; i < end; i++) {
+        for (int64_t j = 0; j < width; j += line) __builtin_prefetch(element_at(o, i, j));
+    }
+}
+
 /* Rows [row, row + rows) of one block of k, to `c`, which are rows of REALs. */
 static void strip_run(const Product *p, Right right, int64_t row, int64_t rows, REAL *c, int64_t c_row, bool add, REAL *buffer) {
     Operand a = {element_at(p->a, row, 0), p->a.type, p->a.row, p->a.column};
     Left left = left_get(buffer, a, rows, p->k, p->m - row);
     Tile t = {.depth = p->k, .left = left.data, .left_row = left.row, .left_step = left.step, .right_step = right.step,
               .c_row = c_row, .alpha = p->alpha, .add = add};
-    for (int64_t j = 0; j < p->n; j += TILE_COLUMNS) {
+    int64_t ask = rows, ask_end = a.column == 1 ? min64(rows + TILE_ROWS, p->m - row) : 0;
+    int64_t ask_share = ceil_div(TILE_ROWS, ceil_div(p->n, TILE_COLUMNS));
+    for (int64_t j = 0; j < p->n; j += TILE_COLUMNS, ask += ask_share) {
+        rows_ask(a, ask, min64(ask + ask_share, ask_end), p->k);
         t.right = right.data + j / TILE_COLUMNS * right.panel;
         t.c = c + j;
         tile_run(t, rows, min64(TILE_COLUMNS, p->n - j));
@@ -353,17 +356,6 @@ static void block_run(const Product *p, Right right, Phase phase) {
         }
         row += rows;
     }
-}
-
-static Product product_part(const Product *p, int64_t i, int64_t j, int64_t k, int64_t rows, int64_t columns, int64_t depth) {
-    Product part = *p;
-    part.c.data = result_at(p->c, i, j);
-    part.a.data = element_at(p->a, i, k);
-    part.b.data = element_at(p->b, k, j);
-    part.m = rows;
-    part.n = columns;
-    part.k = depth;
-    return part;
 }
 
 void KERNEL(gemm)(const Product *p, REAL *scratch) {

@@ -49,12 +49,28 @@ enum {
     GEMM_SCRATCH = (GEMM_DEPTH + GEMM_ROWS + TILE_ROWS) * GEMM_COLUMNS + GEMM_LEFT, /* REALs */
 };
 
-static inline Operand operand_rows(const REAL *data, int64_t stride) {
-    return (Operand){data, REAL_TYPE, stride, 1};
-}
-
 static inline Operand operand_transposed(Operand o) {
     return (Operand){o.data, o.type, o.column, o.row};
+}
+
+static inline const void *element_at(Operand o, int64_t i, int64_t j) {
+    return (const char *)o.data + (size_t)(i * o.row + j * o.column) * (o.type == BF16 ? 2 : sizeof(REAL));
+}
+
+static inline void *result_at(Result c, int64_t i, int64_t j) {
+    return (char *)c.data + (size_t)(i * c.row + j * c.column) * (c.type == BF16 ? 2 : sizeof(REAL));
+}
+
+/* Rows [i, i + rows) and columns [j, j + columns) of c, summed over [k, k + depth). */
+static inline Product product_part(const Product *p, int64_t i, int64_t j, int64_t k, int64_t rows, int64_t columns, int64_t depth) {
+    Product part = *p;
+    part.c.data = result_at(p->c, i, j);
+    part.a.data = element_at(p->a, i, k);
+    part.b.data = element_at(p->b, k, j);
+    part.m = rows;
+    part.n = columns;
+    part.k = depth;
+    return part;
 }
 
 /* The same product, c^T = b^T a^T, where that spares packing: of two operands that run along k the smaller should be the one

@@ -1,0 +1,146 @@
+/* Loading: each rank reads the elements of its own slices, wherever the files have them. In the layout that saved, every extent is
+ * read once; in another, little more than the slices.
+ *
+ * Two kinds of failure are told apart: damage (the bytes are not those that were written), after which an older checkpoint may
+ * serve, and everything else (another model, another compute type, a failing disk), after which none is tried. */
+#define _POSIX_C_SOURCE 200809L
+#include "checkpoint/checkpoints.h"
+#include "checkpoint/source.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum { LOAD_DONE, LOAD_DAMAGED, LOAD_FAILED } Outcome;
+
+/* ---- Slices ----------------------------------------------------------------------------------- */
+
+static bool load_slice(Checkpoints *c, Source *s, const Found *f, const Slice *slice, StoreKind kind, Error *e) {
+    for (int64_t done = 0, n; done < slice->count; done += n) {
+        n = source_piece(s, f, slice->first + done, slice->count - done, c->placement.type[kind], e);
+        if (n == 0) return false;
+        store_copy_in(c->store, slice, kind, done, n, s->values);
+    }
+    return true;
+}
+
+/* One kind of every slice, from the tensors of kind `from`. Weights go in as masters: where the two differ, both are set. */
+static bool load_kind(Checkpoints *c, Source *s, const Found *found, StoreKind kind, StoreKind from, Error *e) {
+    for (int64_t i = 0; i < c->slice_count; i++) {
+        const Slice *slice = &c->slices[i];
+        const Found *f = &found[(slice_placed(c, slice) - c->placement.tensors) * PLACED_KINDS + from];
+        if (!load_slice(c, s, f, slice, kind, e)) return false;
+    }
+    return true;
+}
+
+static bool load_all(Checkpoints *c, Source *s, const Found *found, Error *e) {
+    StoreKind masters = c->type == BF16 ? STORE_MASTER : STORE_WEIGHT;
+    return load_kind(c, s, found, STORE_MASTER, masters, e) && load_kind(c, s, found, STORE_M, STORE_M, e) &&
+           load_kind(c, s, found, STORE_V, STORE_V, e);
+}
+
+/* ---- Weights only ----------------------------------------------------------------------------- */
+
+static bool load_weights(Checkpoints *c, const char *path, Error *e) {
+    Source s;
+    if (!source_open(&s, path, false, e)) return false;
+    Found *found = source_bind(&s, &c->placement, false, e);
+    bool done = found && load_kind(c, &s, found, STORE_MASTER, STORE_WEIGHT, e);
+    free(found);
+    source_close(&s);
+    return done;
+}
+
+bool checkpoint_load_weights(Checkpoints *c, const char *path, Error *e) {
+    store_flush(c->store);
+    return host_agree(c->comm, load_weights(c, path, e), e);
+}
+
+/* ---- Everything ------------------------------------------------------------------------------- */
+
+static Outcome outcome_of(const Error *e) {
+    return e->code == EXIT_DATA ? LOAD_DAMAGED : LOAD_FAILED;
+}
+
+static bool check_state(const Checkpoints *c, const char *directory, TrainState *state, Error *e) {
+    Type type;
+    if (!state_read(directory, state, &type, e)) return false;
+    if (type == c->type) return true;
+    return fail(e, EXIT_DATA, "the checkpoint is of an %s run, this is an %s run; %s; set compute.type to %s, or begin a new run with "
+                "model.path set to the checkpoint", type_name(type), type_name(c->type), directory, type_name(type));
+}
+
+static Outcome load_here(Checkpoints *c, const char *directory, TrainState *state, Error *e) {
+    Source s;
+    if (!source_open(&s, directory, true, e)) return outcome_of(e);
+    Found *found = check_state(c, directory, state, e) ? source_bind(&s, &c->placement, true, e) : NULL;
+    Outcome outcome = LOAD_FAILED;
+    if (found) outcome = load_all(c, &s, found, e) ? LOAD_DONE : outcome_of(e);
+    free(found);
+    source_close(&s);
+    return outcome;
+}
+
+/* The same on every rank: failure before damage, and the first rank's words. */
+static Outcome load_together(Checkpoints *c, const char *directory, TrainState *state, Error *e) {
+    Error own = {0};
+    Outcome outcome = load_here(c, directory, state, &own);
+    *e = own;
+    if (!host_agree(c->comm, outcome != LOAD_FAILED, e)) return LOAD_FAILED;
+    *e = own;
+    if (host_agree(c->comm, outcome == LOAD_DONE, e)) return LOAD_DONE;
+    return outcome_of(e);
+}
+
+bool checkpoint_load(Checkpoints *c, const char *directory, TrainState *state, Error *e) {
+    store_flush(c->store);
+    return load_together(c, directory, state, e) == LOAD_DONE;
+}
+
+/* ---- The newest that is whole ----------------------------------------------------------------- */
+
+/* Rank 0's list on every rank: another rank's view of a shared file system may be a moment older. */
+static bool list_together(Checkpoints *c, const char *parent, int64_t **steps, int64_t *count, Error *e) {
+    bool first = c->comm->mesh.rank == 0;
+    int world = c->comm->mesh.world;
+    int64_t counts[world];
+    *steps = NULL;
+    *count = 0;
+    bool listed = !first || (snapshots_clean(parent, e) && snapshots_list(parent, steps, count, e));
+    if (!host_agree(c->comm, listed, e) || !host_gather(c->comm, counts, count, sizeof *counts, e)) return false;
+    *count = counts[0];
+    int64_t *all = calloc((size_t)(world * *count) + 1, sizeof *all), *own = calloc((size_t)*count + 1, sizeof *own);
+    bool here = (all && own) || fail(e, EXIT_MEMORY, "out of memory for a list of checkpoints; %s; free some memory", parent);
+    if (here && first && *count) memcpy(own, *steps, (size_t)*count * sizeof *own);
+    bool done = host_agree(c->comm, here, e) && host_gather(c->comm, all, own, (size_t)*count * sizeof *own, e);
+    free(*steps);
+    free(own);
+    *steps = all;
+    return done;
+}
+
+static bool none_is_whole(const char *parent, const ResumeReport *r, Error *e) {
+    return fail(e, EXIT_DATA, "all %lld checkpoints are damaged, the newest so: %s; %s; move them away to begin anew",
+                (long long)r->damaged, r->damage, parent);
+}
+
+bool checkpoint_resume(Checkpoints *c, ResumeReport *report, Error *e) {
+    Path parent = snapshot_parent(c->run.text);
+    int64_t *steps, count;
+    *report = (ResumeReport){0};
+    store_flush(c->store);
+    bool listed = list_together(c, parent.text, &steps, &count, e);
+    Outcome outcome = listed ? LOAD_DAMAGED : LOAD_FAILED;
+    for (int64_t i = 0; i < count && outcome == LOAD_DAMAGED; i++) {
+        Path directory = path_join(parent.text, snapshot_name(steps[i]).text);
+        Error own = {0};
+        outcome = load_together(c, directory.text, &report->state, &own);
+        if (outcome == LOAD_DONE) snprintf(report->directory, sizeof report->directory, "%s", directory.text);
+        if (outcome == LOAD_FAILED) *e = own;
+        if (outcome == LOAD_DAMAGED && report->damaged++ == 0) snprintf(report->damage, sizeof report->damage, "%s", own.text);
+    }
+    free(steps);
+    report->found = outcome == LOAD_DONE;
+    if (outcome == LOAD_DAMAGED && report->damaged > 0) return none_is_whole(parent.text, report, e);
+    return outcome != LOAD_FAILED;
+}

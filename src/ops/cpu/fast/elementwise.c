@@ -1,0 +1,127 @@
+/* Elementwise ops and SwiGLU: bound by memory, so each element is read once and written once, and tasks are pieces of fixed
+ * size. An output may be an input: a vector is read before it is written. */
+#include "ops/cpu/fast/fast.h"
+
+enum {
+    PIECE = 1 << 15,   /* elements of a task */
+    ROW_PIECE = 1 << 13, /* about as many elements of rows */
+};
+
+/* Elements of task `index` of `count`: first .. end - 1. */
+typedef struct {
+    int64_t first, end;
+} Span;
+
+static Span span_of(int64_t index, int64_t piece, int64_t count) {
+    return (Span){index * piece, min64((index + 1) * piece, count)};
+}
+
+/* ---- add, zero, copy -------------------------------------------------------------------------- */
+
+static void add_piece(void *context, int64_t index, int worker) {
+    (void)worker;
+    const AddArgs *args = context;
+    const Tensor y = args->y, a = args->a, b = args->b;
+    Span span = span_of(index, PIECE, tensor_count(y));
+    for (int64_t i = span.first; i < span.end; i += LANES) {
+        int64_t left = span.end - i;
+        vector_put(y, i, left, vector_get(a, i, left) + vector_get(b, i, left));
+    }
+}
+
+void KERNEL(add)(Stream *s, const void *args) {
+    const AddArgs *a = args;
+    parallel(stream_pool(s), ceil_div(tensor_count(a->y), PIECE), add_piece, (void *)args);
+}
+
+static void zero_piece(void *context, int64_t index, int worker) {
+    (void)worker;
+    const AddArgs *args = context;
+    size_t size = type_bytes(args->y.type);
+    Span span = span_of(index, PIECE, tensor_count(args->y));
+    memset((char *)args->y.data + (size_t)span.first * size, 0, (size_t)(span.end - span.first) * size);
+}
+
+void KERNEL(zero)(Stream *s, const void *args) {
+    const AddArgs *a = args;
+    parallel(stream_pool(s), ceil_div(tensor_count(a->y), PIECE), zero_piece, (void *)args);
+}
+
+/* Bits of one type travel unchanged. */
+static void copy_piece(void *context, int64_t index, int worker) {
+    (void)worker;
+    const AddArgs *args = context;
+    const Tensor y = args->y, a = args->a;
+    Span span = span_of(index, PIECE, tensor_count(y));
+    if (y.type == a.type) {
+        size_t size = type_bytes(y.type), first = (size_t)span.first * size;
+        memmove((char *)y.data + first, (const char *)a.data + first, (size_t)(span.end - span.first) * size);
+        return;
+    }
+    for (int64_t i = span.first; i < span.end; i += LANES)
+        vector_put(y, i, span.end - i, vector_get(a, i, span.end - i));
+}
+
+void KERNEL(copy)(Stream *s, const void *args) {
+    const AddArgs *a = args;
+    parallel(stream_pool(s), ceil_div(tensor_count(a->y), PIECE), copy_piece, (void *)args);
+}
+
+/* ---- swiglu ----------------------------------------------------------------------------------- */
+
+static int64_t rows_of_task(int64_t width) {
+    return max64(1, ROW_PIECE / max64(1, width));
+}
+
+static Vector sigmoid(Vector a) {
+    return 1 / (1 + vector_exp(-a));
+}
+
+/* y = weight silu(gate) up */
+static void swiglu_rows(void *context, int64_t index, int worker) {
+    (void)worker;
+    const SwigluArgs *args = context;
+    const Tensor y = args->y, gate = args->gate, up = args->up;
+    int64_t width = y.dim[1];
+    Span span = span_of(index, rows_of_task(width), y.dim[0]);
+    for (int64_t row = span.first; row < span.end; row++) {
+        Vector weight = vector_all(tensor_none(args->weight) ? 1 : value_get(args->weight, row));
+        for (int64_t i = row * width, end = i + width; i < end; i += LANES) {
+            Vector a = vector_get(gate, i, end - i);
+            vector_put(y, i, end - i, weight * (a * sigmoid(a)) * vector_get(up, i, end - i));
+        }
+    }
+}
+
+void KERNEL(swiglu)(Stream *s, const void *args) {
+    const SwigluArgs *a = args;
+    parallel(stream_pool(s), ceil_div(a->y.dim[0], rows_of_task(a->y.dim[1])), swiglu_rows, (void *)args);
+}
+
+/* dgate = dy weight up silu'(gate),  dup = dy weight silu(gate),  dweight = sum dy silu(gate) up;
+ * silu'(a) = sigmoid(a) (1 + a (1 - sigmoid(a))) */
+static void swiglu_backward_rows(void *context, int64_t index, int worker) {
+    (void)worker;
+    const SwigluArgs *args = context;
+    const Tensor dgate = args->dgate, dup = args->dup, dy = args->dy, gate = args->gate, up = args->up;
+    int64_t width = dy.dim[1];
+    bool weighted = !tensor_none(args->weight);
+    Span span = span_of(index, rows_of_task(width), dy.dim[0]);
+    for (int64_t row = span.first; row < span.end; row++) {
+        Vector weight = vector_all(weighted ? value_get(args->weight, row) : 1), dweight = {0};
+        for (int64_t i = row * width, end = i + width; i < end; i += LANES) {
+            Vector a = vector_get(gate, i, end - i), b = vector_get(up, i, end - i), d = vector_get(dy, i, end - i);
+            Vector sigma = sigmoid(a), silu = a * sigma;
+            dweight += d * silu * b;
+            d *= weight;
+            vector_put(dgate, i, end - i, d * b * (sigma * (1 + a * (1 - sigma))));
+            vector_put(dup, i, end - i, d * silu);
+        }
+        if (weighted) value_put(args->dweight, row, vector_sum(dweight));
+    }
+}
+
+void KERNEL(swiglu_backward)(Stream *s, const void *args) {
+    const SwigluArgs *a = args;
+    parallel(stream_pool(s), ceil_div(a->dy.dim[0], rows_of_task(a->dy.dim[1])), swiglu_backward_rows, (void *)args);
+}

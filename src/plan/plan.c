@@ -1,0 +1,176 @@
+/* Plans by running: ranks are sim devices, one thread each, joined by the thread wire so that their clocks meet. */
+#include "plan/plan.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    const Config *config;
+    const Spec *spec;
+    const char *device;
+    Wire **wires;
+    Price *out;
+    Error *errors;
+    Run **runs;
+} Pricing;
+
+/* Arenas remember their peaks; the meter is of the second step, which applies the first one's update. */
+static bool price_steps(Run *r, Price *out, Error *e) {
+    StepResult result;
+    if (!train_step(r, 0, false, &result, e)) return false;
+    meter_clear(r->device);
+    double before = r->model.compute->clock;
+    if (!train_step(r, 1, false, &result, e)) return false;
+    double seconds = r->model.compute->clock - before;
+    Meter meter = r->device->meter;
+    Evaluation evaluation;
+    int64_t longest = r->config->train_sequence_length;
+    int32_t *ids = calloc((size_t)longest + 1, sizeof *ids);
+    MUST(ids);
+    bool ok = evaluate(r, &evaluation, e) && generate(r, ids, longest, 1, (Sampling){0}, e);
+    free(ids);
+    run_price(r, out);
+    out->meter = meter;
+    out->seconds = seconds;
+    return ok;
+}
+
+static void price_rank(void *context, int rank) {
+    Pricing *p = context;
+    Error *e = &p->errors[rank];
+    p->runs[rank] = run_open(p->config, p->spec, NULL, p->wires[rank], p->device, NULL, e);
+    bool ok = p->runs[rank] && price_steps(p->runs[rank], &p->out[rank], e);
+    if (!ok) p->wires[rank]->poison(p->wires[rank], e);
+}
+
+static bool price_with(const Config *c, const Spec *spec, int world, const char *routing, Price *out, Error *e) {
+    Config sim = *c;
+    sim.sim_routing = routing;
+    sim.sim_record = "";
+    Pricing p = {.config = &sim, .spec = spec, .out = out, .device = strncmp(c->device, "sim:", 4) == 0 ? c->device : "sim:cpu"};
+    p.wires = calloc((size_t)world, sizeof(Wire *));
+    p.errors = calloc((size_t)world, sizeof *p.errors);
+    p.runs = calloc((size_t)world, sizeof(Run *));
+    MUST(p.wires && p.errors && p.runs);
+    bool ok = wire_threads_open(p.wires, world, 300, false, e);
+    if (ok) threads_run(world, price_rank, &p);
+    for (int r = 0; r < world; r++) {
+        run_close(p.runs[r]);
+        if (p.wires[r]) p.wires[r]->close(p.wires[r]);
+        if (p.errors[r].code == EXIT_DONE) continue;
+        if (e->code == EXIT_DONE || (e->code == EXIT_PEER && p.errors[r].code != EXIT_PEER)) *e = p.errors[r];
+        ok = false;
+    }
+    free(p.runs);
+    free(p.errors);
+    free(p.wires);
+    return ok;
+}
+
+bool plan_price(const Config *c, const Spec *spec, int world, Price *out, Error *e) {
+    return price_with(c, spec, world, "worst", out, e);
+}
+
+/* ---- The price list ---------------------------------------------------------------------------- */
+
+static void print_bytes(FILE *f, double bytes) {
+    static const char *const units[] = {"B  ", "KiB", "MiB", "GiB", "TiB"};
+    size_t u = 0;
+    for (; bytes >= 1024 && u + 1 < COUNT(units); u++) bytes /= 1024;
+    fprintf(f, bytes == 0 ? "         -" : "%6.*f %s", u ? 1 : 0, bytes, units[u]);
+}
+
+/* The rank whose total is largest stands for all. */
+static int heaviest(const Price *p, int world) {
+    int at = 0;
+    double most = -1;
+    for (int r = 0; r < world; r++) {
+        double sum = 0;
+        for (int a = 0; a < ARENA_COUNT; a++) sum += (double)p[r].bytes[a];
+        if (sum <= most) continue;
+        most = sum;
+        at = r;
+    }
+    return at;
+}
+
+static void print_memory(const Price *p, FILE *f) {
+    static const char *const tiers[TIER_COUNT] = {"device", "host"};
+    fprintf(f, "%-8s %-12s %10s  ", "tier", "arena", "peak");
+    for (int k = 0; k < COMPONENT_COUNT; k++) fprintf(f, " %10s", component_name((Component)k));
+    fprintf(f, "\n");
+    for (int t = 0; t < TIER_COUNT; t++) {
+        double total = 0;
+        for (int a = 0; a < ARENA_COUNT; a++) {
+            if ((int)p->tier[a] != t) continue;
+            total += (double)p->bytes[a];
+            fprintf(f, "%-8s %-12s ", tiers[t], p->name[a]);
+            print_bytes(f, (double)p->bytes[a]);
+            fprintf(f, "  ");
+            for (int k = 0; k < COMPONENT_COUNT; k++) {
+                fprintf(f, " ");
+                print_bytes(f, (double)p->by[a][k]);
+            }
+            fprintf(f, "\n");
+        }
+        fprintf(f, "%-8s %-12s ", tiers[t], "total");
+        print_bytes(f, total);
+        fprintf(f, "\n");
+    }
+}
+
+static void print_traffic(const Meter *m, FILE *f) {
+    fprintf(f, "\n%-19s %-15s %8s %10s %10s   a step, this rank\n", "group", "collective", "calls", "sent", "received");
+    for (int g = 0; g < AXIS_COUNT; g++)
+        for (int c = 0; c < COLLECTIVE_COUNT; c++) {
+            const TrafficCount *t = &m->traffic[g][c];
+            if (t->sent + t->received == 0) continue;
+            fprintf(f, "%-19s %-15s %8lld ", axis_name((AxisName)g), collective_name((Collective)c), (long long)t->calls);
+            print_bytes(f, (double)t->sent);
+            fprintf(f, " ");
+            print_bytes(f, (double)t->received);
+            fprintf(f, "\n");
+        }
+    fprintf(f, "host to device ");
+    print_bytes(f, (double)m->copied_up);
+    fprintf(f, ", device to host ");
+    print_bytes(f, (double)m->copied_down);
+    fprintf(f, "\n");
+}
+
+static void print_work(const Price *p, FILE *f) {
+    double total = 0;
+    for (int k = 0; k < COMPONENT_COUNT; k++) total += (double)p->meter.flops[k];
+    fprintf(f, "\n%-12s %10s   a step, this rank\n", "component", "GFLOP");
+    for (int k = 0; k < COMPONENT_COUNT; k++)
+        if (p->meter.flops[k]) fprintf(f, "%-12s %10.2f  %4.1f %%\n", component_name((Component)k), (double)p->meter.flops[k] / 1e9, 100 * (double)p->meter.flops[k] / total);
+    fprintf(f, "%-12s %10.2f\n", "total", total / 1e9);
+}
+
+bool plan_print(const Config *c, const Spec *spec, int world, FILE *f, Error *e) {
+    Price *worst = calloc((size_t)world, sizeof *worst), *usual = calloc((size_t)world, sizeof *usual);
+    MUST(worst && usual);
+    bool ok = price_with(c, spec, world, "worst", worst, e) && price_with(c, spec, world, "balanced", usual, e);
+    if (ok) {
+        int r = heaviest(worst, world);
+        fprintf(f, "model     %s, %.1f M parameters, %.1f M active\n", spec->family->model_type, (double)spec_parameters(spec) / 1e6, (double)spec_active_parameters(spec) / 1e6);
+        fprintf(f, "step      %lld sequences x %lld tokens in %lld micro-batches, %s\n", (long long)c->train_sequences, (long long)c->train_sequence_length,
+                (long long)c->train_micro_batches, type_name(c->compute_type));
+        fprintf(f, "ranks     %d\n", world);
+        mesh_print(c, world, f);
+        fprintf(f, "\nmemory of rank %d (the largest) for any routing\n", r);
+        print_memory(&worst[r], f);
+        print_work(&usual[r], f);
+        print_traffic(&usual[r].meter, f);
+        const char *name = strncmp(c->device, "sim:", 4) == 0 ? c->device + 4 : "cpu";
+        fprintf(f, "\npredicted %.3f s a step on machine \"%s\" with balanced routing\n", usual[r].seconds, name);
+    }
+    free(usual);
+    free(worst);
+    return ok;
+}
+
+int plan_command(Session *s) {
+    Error e = {0};
+    return plan_print(s->config, &s->spec, s->world, stdout, &e) ? EXIT_DONE : error_print(&e);
+}

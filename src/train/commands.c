@@ -1,0 +1,62 @@
+/* evaluate and generate: commands that only run forward. */
+#include "train/train.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool open_weights(Session *s, Run *r, Error *e) {
+    Checkpoints *c = session_checkpoints(s, r, "", e);
+    bool ok = c && session_weights(s, r, c, e);
+    checkpoints_close(c);
+    return ok;
+}
+
+/* ---- evaluate ---------------------------------------------------------------------------------- */
+
+static bool evaluate_rank(Session *s, Run *r, Error *e) {
+    Evaluation v;
+    if (!open_weights(s, r, e) || !evaluate(r, &v, e)) return false;
+    if (r->comm.mesh.rank != 0) return true;
+    if (v.trained == 0) return fail(e, EXIT_DATA, "data.path has no position to predict; give documents of at least two tokens");
+    TokensInfo info = tokens_info(s->tokens);
+    double loss = v.loss / (double)v.trained;
+    printf("{\"loss\": %.17g, \"tokens\": %lld, \"perplexity\": %.17g, ", loss, (long long)v.trained, exp(loss));
+    if (info.text_bytes > 0) printf("\"bits_per_byte\": %.17g}\n", v.loss / log(2) / (double)info.text_bytes);
+    else printf("\"bits_per_byte\": null}\n");
+    return true;
+}
+
+int evaluate_command(Session *s, PriceFunction price) {
+    Error e = {0};
+    if (!session_data(s, &e)) return error_print(&e);
+    return session_run(s, price, evaluate_rank, NULL);
+}
+
+/* ---- generate ---------------------------------------------------------------------------------- */
+
+static bool generate_rank(Session *s, Run *r, Error *e) {
+    const GenerateOptions *o = s->context;
+    size_t length = strlen(o->prompt);
+    int32_t *ids = calloc(length + (size_t)o->tokens + 1, sizeof *ids);
+    MUST(ids);
+    int64_t given = tokenizer_encode(s->tokenizer, o->prompt, length, ids);
+    bool ok = open_weights(s, r, e) && generate(r, ids, given, o->tokens, o->sampling, e);
+    for (int64_t i = 0; ok && r->comm.mesh.rank == 0 && i < given + o->tokens; i++) {
+        size_t n;
+        const char *piece = tokenizer_decode(s->tokenizer, ids[i], &n);
+        fwrite(piece, 1, n, stdout);
+    }
+    if (ok && r->comm.mesh.rank == 0) printf("\n");
+    free(ids);
+    return ok;
+}
+
+int generate_command(Session *s, PriceFunction price, const GenerateOptions *options) {
+    Error e = {0};
+    if (!*options->prompt) {
+        fail(&e, EXIT_USAGE, "generate needs a prompt: --prompt TEXT");
+        return error_print(&e);
+    }
+    return session_run(s, price, generate_rank, (void *)(uintptr_t)options);
+}

@@ -1,0 +1,189 @@
+/* Opening and closing a Run: everything that one rank holds, reserved before the first step. */
+#include "train/run.h"
+#include "train/answers.h"
+
+#include "ops/kernels.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const size_t UNLIMITED_DEVICE = (size_t)1 << 40, UNLIMITED_HOST = (size_t)1 << 32;
+
+static const struct {
+    const char *key;
+    size_t field;
+} later[] = {
+    {"mixture.ulysses", offsetof(Config, mixture_ulysses)},
+    {"mixture.ring", offsetof(Config, mixture_ring)},
+    {"mixture.expert_shard", offsetof(Config, mixture_expert_shard)},
+    {"mixture.vocabulary", offsetof(Config, mixture_vocabulary)},
+};
+
+bool run_supported(const Config *c, const Spec *spec, int world, Error *e) {
+    Mesh m;
+    for (size_t i = 0; i < COUNT(later); i++) {
+        int64_t value = *(const int64_t *)((const char *)c + later[i].field);
+        if (value != 1) return fail(e, EXIT_USAGE, "%s = %lld: this version plans such groups but does not train with them yet; use 1", later[i].key, (long long)value);
+    }
+    if (spec->moe_layers == 0)
+        return fail(e, EXIT_DATA, "the model has no layer with experts; mop trains mixture-of-experts models; check model.config");
+    return mesh_plan(&m, c, world, 0, e);
+}
+
+/* Sequence i of a step belongs to rank i mod W; a rank's list is cut into micro-batches that differ by at most one. */
+int64_t run_sequences(const Config *c, int64_t world, int64_t rank, int64_t micro) {
+    int64_t mine = (c->train_sequences - rank + world - 1) / world;
+    return mine / c->train_micro_batches + (micro < mine % c->train_micro_batches);
+}
+
+/* ---- The batch's memory ------------------------------------------------------------------------ */
+
+static void open_batches(Run *r) {
+    const Config *c = r->config;
+    Arena *a = &r->batch_arena;
+    int64_t S = c->train_sequence_length;
+    for (int64_t i = 0; i < r->micro_batches; i++) {
+        int64_t n = run_sequences(c, r->comm.mesh.world, r->comm.mesh.rank, i), T = n * S;
+        MicroBatch *m = &r->micro[i];
+        Tensor *ints[] = {&m->token, &m->target, &m->position, &m->start, &m->sequence};
+        m->tokens = T;
+        m->sequences = n;
+        for (size_t j = 0; j < COUNT(ints); j++) *ints[j] = arena_tensor(a, INT32, DIM(T));
+        m->rows = arena_tensor(a, FP64, DIM(n));
+        int32_t *host = calloc((size_t)max64(1, 5 * T), sizeof *host);
+        int64_t *real = calloc((size_t)max64(1, n), sizeof *real);
+        MUST(host && real);
+        r->batch[i] = (Batch){.token = host, .target = host + T, .position = host + 2 * T, .start = host + 3 * T, .sequence = host + 4 * T, .real = real};
+        r->sequences += n;
+        r->max_tokens = max64(r->max_tokens, T);
+    }
+    r->counts = arena_tensor(a, FP64, DIM(2));
+    r->stats = arena_tensor(a, FP64, DIM(STAT_LOAD + r->spec->experts));
+    r->stats_host = calloc((size_t)(STAT_LOAD + r->spec->experts + 2), sizeof *r->stats_host);
+    r->model.load = calloc((size_t)r->spec->experts, sizeof *r->model.load);
+    MUST(r->stats_host && r->model.load);
+}
+
+static void open_model(Run *r) {
+    const Config *c = r->config;
+    const Spec *spec = r->spec;
+    Axis expert = r->comm.mesh.axis[AXIS_EXPERT];
+    double balance = c->loss_balance >= 0 ? c->loss_balance : spec->balance, z = c->loss_router_z >= 0 ? c->loss_router_z : spec->router_z;
+    Model *m = &r->model;
+    m->spec = spec;
+    m->real = c->compute_type;
+    m->sum = type_sum(c->compute_type);
+    m->device = r->device;
+    m->compute = &r->device->stream[STREAM_COMPUTE];
+    m->network = &r->device->stream[STREAM_NETWORK];
+    m->comm = &r->comm;
+    m->recompute = c->compute_activations == ACTIVATIONS_RECOMPUTE;
+    m->loss_chunk = c->loss_chunk;
+    m->experts_each = ceil_div(spec->experts, expert.size);
+    m->expert_first = min64(spec->experts, expert.index * m->experts_each);
+    m->experts_here = min64(m->experts_each, spec->experts - m->expert_first);
+    m->saved = &r->activations;
+    m->work = &r->work;
+    m->host = &r->host;
+    m->z = tensor_rows(r->stats, STAT_Z, 1);
+    m->real_positions = tensor_rows(r->counts, REAL, 1);
+    m->route_loss = (RouteLoss){.normalise = spec->normalise_top_k, .balance = balance / (double)c->train_sequences, .z = z / (double)spec->moe_layers};
+}
+
+static bool open_arenas(Run *r, const size_t *bytes, Error *e) {
+    Device *d = r->device;
+    return arena_open(&r->activations, d, "activations", TIER_DEVICE, bytes[ARENA_ACTIVATIONS], e) &&
+           arena_open(&r->work, d, "work", TIER_DEVICE, bytes[ARENA_WORK], e) &&
+           arena_open(&r->batch_arena, d, "batch", TIER_DEVICE, bytes[ARENA_BATCH], e) &&
+           arena_open(&r->host, d, "host", TIER_HOST, bytes[ARENA_HOST], e);
+}
+
+static bool open_all(Run *r, Wire *wire, const char *device, const size_t *bytes, Error *e) {
+    const Config *c = r->config;
+    Mesh mesh;
+    if (!mesh_plan(&mesh, c, wire->world, wire->rank, e)) return false;
+    const Kernels *kernels = kernels_for(device, e);
+    if (e->code != EXIT_DONE) return false;
+    r->device = device_open(device, (int)max64(1, c->compute_threads), kernels, e);
+    if (!r->device) return false;
+    device_rate(r->device, c->compute_type);
+    r->comm.device = r->device;
+    if (!comm_open(&r->comm, &mesh, wire, r->device, e) || !open_arenas(r, bytes, e)) return false;
+    r->store = store_open(c, r->spec, &r->comm, bytes, e);
+    if (!r->store) return false;
+    open_batches(r);
+    open_model(r);
+    r->answers = answers_open(r, e);
+    return r->answers != NULL;
+}
+
+Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wire, const char *device, const Price *sizes, Error *e) {
+    size_t bytes[ARENA_COUNT];
+    for (int a = 0; a < ARENA_COUNT; a++) bytes[a] = sizes ? sizes->bytes[a] : a == ARENA_HOST ? UNLIMITED_HOST : UNLIMITED_DEVICE;
+    Run *r = calloc(1, sizeof *r);
+    MUST(r);
+    *r = (Run){.config = c, .spec = spec, .tokens = tokens, .micro_batches = c->train_micro_batches};
+    r->micro = calloc((size_t)r->micro_batches, sizeof *r->micro);
+    r->batch = calloc((size_t)r->micro_batches, sizeof *r->batch);
+    r->saved = calloc((size_t)(r->micro_batches * spec->layers), sizeof *r->saved);
+    r->marks = calloc((size_t)spec->layers, sizeof *r->marks);
+    MUST(r->micro && r->batch && r->saved && r->marks);
+    if (open_all(r, wire, device, bytes, e)) return r;
+    run_close(r);
+    return NULL;
+}
+
+void run_close(Run *r) {
+    if (!r) return;
+    for (int i = 0; r->device && i < STREAM_COUNT; i++) event_wait(event_record(&r->device->stream[i]));
+    answers_close(r->answers);
+    store_close(r->store);
+    if (r->comm.device) comm_close(&r->comm);
+    arena_close(&r->activations);
+    arena_close(&r->work);
+    arena_close(&r->batch_arena);
+    arena_close(&r->host);
+    device_close(r->device);
+    for (int64_t i = 0; i < r->micro_batches; i++) {
+        free(r->batch[i].token);
+        free(r->batch[i].real);
+    }
+    free(r->stats_host);
+    free(r->model.load);
+    free(r->micro);
+    free(r->batch);
+    free(r->saved);
+    free(r->marks);
+    free(r);
+}
+
+/* ---- Memory ------------------------------------------------------------------------------------ */
+
+Arena *run_arena(Run *r, ArenaName a) {
+    StoreArenas *s = store_arenas(r->store);
+    Arena *const arenas[ARENA_COUNT] = {
+        [ARENA_WEIGHTS] = &s->weights, [ARENA_OPTIMIZER] = &s->state, [ARENA_GRADIENTS] = &s->gradients, [ARENA_SLOTS] = &s->slots,
+        [ARENA_ACTIVATIONS] = &r->activations, [ARENA_WORK] = &r->work, [ARENA_BATCH] = &r->batch_arena,
+        [ARENA_STAGING] = &r->comm.arena, [ARENA_HOST] = &r->host,
+    };
+    return arenas[a];
+}
+
+void run_price(Run *r, Price *out) {
+    *out = (Price){.meter = r->device->meter};
+    for (int a = 0; a < ARENA_COUNT; a++) {
+        const Arena *arena = run_arena(r, (ArenaName)a);
+        out->name[a] = arena->name;
+        out->tier[a] = arena->tier;
+        out->bytes[a] = arena->peak;
+        memcpy(out->by[a], arena->by_at_peak, sizeof out->by[a]);
+    }
+    for (int s = 0; s < STREAM_COUNT; s++)
+        if (r->device->stream[s].clock > out->seconds) out->seconds = r->device->stream[s].clock;
+}
+
+size_t run_memory(Run *r) {
+    size_t bytes = 0;
+    for (int a = 0; a < ARENA_COUNT; a++) bytes += run_arena(r, (ArenaName)a)->peak;
+    return bytes;
+}

@@ -1,0 +1,101 @@
+/* A Run is everything above for one rank: device, wire, model, store, and the memory of a step. Many live in one process: ranks that
+ * are threads, and the sim ranks that `plan` opens to price a run. run_open reserves every arena; nothing is allocated afterwards. */
+#ifndef MOP_RUN_H
+#define MOP_RUN_H
+
+#include "data/data.h"
+#include "store/store.h"
+
+/* The arenas of a rank, in the order of a Price. */
+typedef enum {
+    ARENA_WEIGHTS, ARENA_OPTIMIZER, ARENA_GRADIENTS, ARENA_SLOTS, ARENA_ACTIVATIONS, ARENA_WORK, ARENA_BATCH, ARENA_STAGING, ARENA_HOST,
+    ARENA_COUNT
+} ArenaName;
+
+/* What a rank needs: bytes of every arena at its worst, by component. Made by plan, from the peaks of a sim Run. */
+typedef struct {
+    size_t bytes[ARENA_COUNT], by[ARENA_COUNT][COMPONENT_COUNT];
+    Tier tier[ARENA_COUNT];
+    const char *name[ARENA_COUNT];
+    double seconds; /* predicted of one step */
+    Meter meter;    /* of one step */
+} Price;
+
+enum { STAT_LOSS, STAT_BALANCE, STAT_Z, STAT_STOP, STAT_LOAD, TRAINED = 0, REAL = 1 };
+
+typedef struct Run {
+    const Config *config;
+    const Spec *spec;
+    const Tokens *tokens; /* NULL on sim without data */
+    Device *device;
+    Comm comm;
+    Store *store;
+    Model model;
+    Arena activations, work, batch_arena, host;
+
+    int64_t micro_batches, sequences;  /* sequences: of this rank per step */
+    int64_t max_tokens;                /* of the largest micro-batch */
+    MicroBatch *micro;                 /* [micro_batches]; tensors in batch_arena */
+    Batch *batch;                      /* [micro_batches] host side */
+    Saved *saved;                      /* [layers][micro_batches] */
+    Mark *marks;                       /* [layers] of the activations arena, before the layer's forward */
+    Tensor counts;                     /* fp64 [2]: trained and real positions of the step, over all ranks */
+    Tensor stats;                      /* fp64 [STAT_LOAD + experts]: this rank's, then everybody's */
+    double *stats_host;
+    struct Answers *answers;           /* sim's, or the recorder's */
+
+    int64_t updates;    /* AdamW's own count: steps with a finite gradient */
+    int64_t bad_steps;  /* consecutive */
+} Run;
+
+/* `sizes` NULL: every arena unlimited (sim). On failure nothing is left open. The wire and everything passed in outlive the Run. */
+Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wire, const char *device, const Price *sizes, Error *e);
+void run_close(Run *r);
+Arena *run_arena(Run *r, ArenaName a);
+void run_price(Run *r, Price *out);    /* peaks and meter so far */
+size_t run_memory(Run *r);             /* high-water of all arenas of this rank, bytes */
+/* What this version does not do, refused in words before anything is opened (EXIT_USAGE). */
+bool run_supported(const Config *c, const Spec *spec, int world, Error *e);
+
+/* Sequences in micro-batch `micro` of a rank. */
+int64_t run_sequences(const Config *c, int64_t world, int64_t rank, int64_t micro);
+
+/* ---- Batches onto the device (batch_device.c) -------------------------------------------------------- */
+
+void run_load_batch(Run *r, int64_t step);                        /* the step's micro-batches */
+void run_load_in_order(Run *r, int64_t first_piece);               /* evaluation: a step's worth of pieces from here on */
+/* Activations for one pass: x, gradient, rope table, routing statistics of every micro-batch. */
+void run_begin_pass(Run *r, bool training);
+void run_end_pass(Run *r);
+
+/* ---- One step (step.c: read first) ------------------------------------------------------------ */
+
+typedef struct {
+    int64_t step, trained;              /* trained positions, over all ranks */
+    double loss, balance, router_z;     /* language-model loss, mean over trained positions; auxiliary losses, without coefficient */
+    double norm, learning_rate;
+    double load;                        /* rows of the busiest expert over the mean, all layers and ranks */
+    bool finite, stop;                  /* stop: some rank was asked to stop */
+    GradientNorm gradient;
+} StepResult;
+
+/* `stop`: this rank has been asked to stop; everybody learns it in `out`. False when a peer was lost. */
+bool train_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e);
+double learning_rate_at(const Config *c, int64_t step); /* schedule.c */
+
+/* ---- Forward only (evaluate.c) ---------------------------------------------------------------- */
+
+typedef struct {
+    double loss; /* sum over trained positions, nats */
+    int64_t trained;
+} Evaluation;
+bool evaluate(Run *r, Evaluation *out, Error *e);
+
+/* Extends rank 0's `ids` by `count` tokens, sampled from the last sequence_length ones. Every rank calls it. */
+typedef struct {
+    double temperature, top_p; /* temperature 0: the likeliest */
+    uint64_t seed;
+} Sampling;
+bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Error *e);
+
+#endif

@@ -1,0 +1,180 @@
+/* From a Config to open ranks. Everything that can be refused is refused here, before a file is created or a weight is read. */
+#include "train/session.h"
+
+#include "checkpoint/checkpoint.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- Threads ----------------------------------------------------------------------------------- */
+
+typedef struct {
+    void (*body)(void *context, int index);
+    void *context;
+    int index;
+    pthread_t thread;
+} Job;
+
+static void *start_job(void *p) {
+    Job *j = p;
+    j->body(j->context, j->index);
+    return NULL;
+}
+
+void threads_run(int n, void (*body)(void *context, int index), void *context) {
+    Job *jobs = calloc((size_t)n, sizeof *jobs);
+    MUST(jobs);
+    for (int i = 0; i < n; i++) {
+        jobs[i] = (Job){.body = body, .context = context, .index = i};
+        MUST(pthread_create(&jobs[i].thread, NULL, start_job, &jobs[i]) == 0);
+    }
+    for (int i = 0; i < n; i++) pthread_join(jobs[i].thread, NULL);
+    free(jobs);
+}
+
+/* ---- What is trained, on how many ranks -------------------------------------------------------- */
+
+static bool settle_ranks(Session *s, Error *e) {
+    Config *c = s->config;
+    int launched = wire_mpi_world();
+    if (launched > 0 && c->ranks > 0 && c->ranks != launched)
+        return fail(e, EXIT_USAGE, "ranks = %lld, but mpirun started %d; leave ranks out under mpirun", (long long)c->ranks, launched);
+    s->world = launched > 0 ? launched : c->ranks > 0 ? (int)c->ranks : 1;
+    s->local = launched > 0 ? 1 : s->world;
+    s->first = launched > 0 ? wire_mpi_rank() : 0;
+    c->ranks = s->world;
+    if (c->mixture_dense == 0) c->mixture_dense = s->world;
+    if (c->compute_threads > 0) return true;
+    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
+    int64_t here = local ? max64(1, atoll(local)) : s->local;
+    c->compute_threads = max64(1, sysconf(_SC_NPROCESSORS_ONLN) / here);
+    return true;
+}
+
+static bool read_spec(Session *s, Error *e) {
+    const Config *c = s->config;
+    s->weights = c->model_path;
+    if (!*c->model_path && !*c->model_config)
+        return fail(e, EXIT_USAGE, "no model: give model.config (a Hugging Face config.json, random weights) or model.path (a checkpoint directory)");
+    if (!*c->model_path) return spec_read(&s->spec, c->model_config, e);
+    char path[4200];
+    snprintf(path, sizeof path, "%s/config.json", c->model_path);
+    return spec_read(&s->spec, path, e);
+}
+
+/* data.tokenizer, else the one beside the model, else bytes. */
+static bool open_tokenizer(Session *s, Error *e) {
+    const Config *c = s->config;
+    char beside[4200];
+    snprintf(beside, sizeof beside, "%s/tokenizer.json", c->model_path);
+    bool found = *c->model_path && access(beside, R_OK) == 0;
+    s->tokenizer = tokenizer_open(*c->data_tokenizer ? c->data_tokenizer : found ? beside : NULL, e);
+    return s->tokenizer != NULL;
+}
+
+bool session_open(Session *s, Config *c, Error *e) {
+    *s = (Session){.config = c};
+    return settle_ranks(s, e) && read_spec(s, e) && run_supported(c, &s->spec, s->world, e) && open_tokenizer(s, e);
+}
+
+bool session_data(Session *s, Error *e) {
+    const Config *c = s->config;
+    if (!c->data_path[0]) return fail(e, EXIT_USAGE, "no data: give data.path (text files, JSONL, .tokens files or directories)");
+    s->tokens = tokens_open(c->data_path, s->tokenizer, e);
+    return s->tokens && tokens_fit(s->tokens, s->spec.vocabulary, e);
+}
+
+void session_close(Session *s) {
+    for (int i = 0; s->wires && i < s->local; i++)
+        if (s->wires[i]) s->wires[i]->close(s->wires[i]);
+    free(s->wires);
+    free(s->price);
+    free(s->errors);
+    tokens_close(s->tokens);
+    tokenizer_close(s->tokenizer);
+    spec_close(&s->spec);
+    *s = (Session){0};
+}
+
+bool session_leads(const Session *s) {
+    return s->first == 0;
+}
+
+/* ---- Ranks -------------------------------------------------------------------------------------- */
+
+static bool fits(const Session *s, Error *e) {
+    double need = 0, have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE), gib = 1 << 30;
+    for (int i = 0; i < s->local; i++)
+        for (int a = 0; a < ARENA_COUNT; a++) need += (double)s->price[s->first + i].bytes[a];
+    if (s->config->device[0] == 's' || need <= have) return true;
+    return fail(e, EXIT_MEMORY, "the run needs up to %.1f GiB and this machine has %.1f; see `mop plan` with the same settings; what helps most: "
+                "compute.activations=recompute, more train.micro_batches with it, a smaller train.sequences or train.sequence_length", need / gib, have / gib);
+}
+
+static bool open_wires(Session *s, Error *e) {
+    const Config *c = s->config;
+    s->wires = calloc((size_t)s->local, sizeof(Wire *));
+    s->errors = calloc((size_t)s->local, sizeof *s->errors);
+    MUST(s->wires && s->errors);
+    if (wire_mpi_world() == 0) return wire_threads_open(s->wires, s->world, c->comm_timeout, strcmp(c->device, "cpu:late") == 0, e);
+    s->wires[0] = wire_mpi_open(c->comm_timeout, e);
+    return s->wires[0] != NULL;
+}
+
+typedef struct {
+    Session *session;
+    Run **runs;
+} Ranks;
+
+/* A rank that fails tells the others; its Run stays open until all have returned, since they may be reading its memory. */
+static void rank_main(void *context, int index) {
+    Ranks *all = context;
+    Session *s = all->session;
+    Error *e = &s->errors[index];
+    Wire *w = s->wires[index];
+    all->runs[index] = run_open(s->config, &s->spec, s->tokens, w, s->config->device, &s->price[w->rank], e);
+    bool ok = all->runs[index] && s->body(s, all->runs[index], e);
+    if (!ok && e->code != EXIT_STOPPED) w->poison(w, e);
+}
+
+/* The first rank with an error of its own speaks; those that only lost a peer do not. */
+static const Error *worst_error(const Session *s) {
+    const Error *found = NULL;
+    for (int i = 0; i < s->local; i++) {
+        const Error *e = &s->errors[i];
+        if (e->code == EXIT_DONE || (found && (found->code != EXIT_PEER || e->code == EXIT_PEER))) continue;
+        found = e;
+    }
+    return found;
+}
+
+int session_run(Session *s, PriceFunction price, RankBody body, void *context) {
+    Error e = {0};
+    s->body = body;
+    s->context = context;
+    s->price = calloc((size_t)s->world, sizeof *s->price);
+    MUST(s->price);
+    if (!price(s->config, &s->spec, s->world, s->price, &e) || !fits(s, &e) || !open_wires(s, &e)) return error_print(&e);
+    Ranks all = {.session = s, .runs = calloc((size_t)s->local, sizeof(Run *))};
+    MUST(all.runs);
+    threads_run(s->local, rank_main, &all);
+    for (int i = 0; i < s->local; i++) run_close(all.runs[i]);
+    free(all.runs);
+    const Error *worst = worst_error(s);
+    if (!worst) return EXIT_DONE;
+    return worst->code == EXIT_STOPPED ? EXIT_STOPPED : error_print(worst);
+}
+
+bool session_weights(Session *s, Run *r, Checkpoints *c, Error *e) {
+    if (r->device->sim) return true;
+    if (*s->weights) return checkpoint_load_weights(c, s->weights, e);
+    store_initialise(r->store, (uint64_t)s->config->train_seed);
+    return true;
+}
+
+Checkpoints *session_checkpoints(Session *s, Run *r, const char *run, Error *e) {
+    return checkpoints_open(run, s->weights, &s->spec, s->config->compute_type, r->store, s->tokenizer, &r->comm, e);
+}

@@ -1,0 +1,47 @@
+/* A session: what a command needs before ranks exist (model, data, tokenizer, world), and the ranks themselves, as threads of this
+ * process or as this process among those of an mpirun. */
+#ifndef MOP_SESSION_H
+#define MOP_SESSION_H
+
+#include "checkpoint/checkpoint.h"
+#include "train/run.h"
+
+typedef struct Session Session;
+
+/* What a rank does once its Run is open. False: the Error says why; the other ranks are told. */
+typedef bool (*RankBody)(Session *s, Run *r, Error *e);
+/* Prices every rank of a world without running it (plan/plan.h). */
+typedef bool (*PriceFunction)(const Config *c, const Spec *spec, int world, Price *out, Error *e);
+
+struct Session {
+    Config *config;
+    Spec spec;
+    Tokenizer *tokenizer;
+    Tokens *tokens;
+    const char *weights; /* a checkpoint directory to start from; "": random */
+    int world, local, first; /* ranks in all; in this process; the first of those */
+    Price *price;            /* [world] */
+    Wire **wires;            /* [local] */
+    void *context;           /* the command's own */
+    RankBody body;
+    Error *errors;           /* [local] */
+};
+
+/* Reads the model's description (model.path or model.config) and settles ranks and threads. */
+bool session_open(Session *s, Config *c, Error *e);
+/* Opens data.path; none is an error. */
+bool session_data(Session *s, Error *e);
+/* Prices the run, refuses what does not fit, opens wires and ranks, loads or makes weights is the body's part. Returns the exit code, its
+ * error printed. */
+int session_run(Session *s, PriceFunction price, RankBody body, void *context);
+void session_close(Session *s);
+
+/* For bodies: this rank's way to the checkpoints of `run` ("": none), and the first weights: model.path's, or random ones. */
+Checkpoints *session_checkpoints(Session *s, Run *r, const char *run, Error *e);
+bool session_weights(Session *s, Run *r, Checkpoints *c, Error *e);
+bool session_leads(const Session *s); /* this process has rank 0 */
+
+/* Runs body(context, rank) on `n` threads; waits for all. */
+void threads_run(int n, void (*body)(void *context, int index), void *context);
+
+#endif
