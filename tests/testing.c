@@ -104,13 +104,13 @@ static bool is_integer(Type t) {
     return t == INT32 || t == INT64 || t == BYTE;
 }
 
-void assert_close(const char *what, Tensor got, Tensor expected, double bound) {
+void assert_close(const char *what, Tensor got, Tensor expected, double bound, double least) {
     if (!tensor_same(got, expected)) fail_msg("%s: another type or shape than expected", what);
     double typical = root_mean_square(expected);
     if (is_integer(got.type)) bound = 0;
     for (int64_t i = 0; i < tensor_count(got); i++) {
         double x = tensor_get(got, i), y = tensor_get(expected, i);
-        double allowed = bound * fmax(fabs(y), typical);
+        double allowed = bound * fmax(fabs(y), fmax(typical, least));
         if (!(fabs(x - y) <= allowed) && !(isnan(x) && isnan(y)))
             fail_msg("%s: [%lld] is %.17g, expected %.17g; they differ by %.3g, allowed %.3g", what, (long long)i, x, y,
                      fabs(x - y), allowed);

@@ -21,9 +21,9 @@ void fill_normal(Tensor t, uint64_t seed);
 void fill_integers(Tensor t, uint64_t seed, int64_t least, int64_t most);
 void fill_value(Tensor t, double value);
 
-/* Differences above bound x max(|expected|, root mean square of expected) fail, and so does a NaN where none
- * is expected; integers must be equal. */
-void assert_close(const char *what, Tensor got, Tensor expected, double bound);
+/* Differences above bound x max(|expected|, root mean square of expected, least) fail, and so does a NaN where none is
+ * expected; integers must be equal. */
+void assert_close(const char *what, Tensor got, Tensor expected, double bound, double least);
 void assert_same_bits(const char *what, Tensor got, Tensor expected);
 
 /* A device of this name with its kernels, or NULL, said in words, where this processor has no such instructions. */

@@ -68,6 +68,9 @@ bool checkpoint_load(Checkpoints *c, const char *directory, TrainState *state, E
  * fused spelling. Moments are left alone. */
 bool checkpoint_load_weights(Checkpoints *c, const char *path, Error *e);
 
+/* Reads every byte of a checkpoint and says whether it is the one that was written (EXIT_DATA: no, with file and tensor). Alone. */
+bool checkpoint_verify(const char *directory, Error *e);
+
 /* ---- Commands: argv[0] is the command's name; they print, and return the exit code. None needs ranks, all work while a run is
  * training. `ckpt diff` returns 1 when the two differ. -------------------------------------------- */
 

@@ -37,8 +37,8 @@ static bool take_memory(Checkpoints *c, Error *e) {
     return true;
 }
 
-Checkpoints *checkpoints_open(const char *run, const char *base, const Spec *spec, Type type, Store *store, const Tokenizer *tokenizer,
-                              Comm *comm, Error *e) {
+Checkpoints *checkpoints_open_sharded(const char *run, const char *base, const Spec *spec, Type type, Store *store,
+                                      const Tokenizer *tokenizer, Comm *comm, int64_t shard, Error *e) {
     Checkpoints *c = calloc(1, sizeof *c);
     if (!c) {
         fail(e, EXIT_MEMORY, "out of memory for checkpoints; %s; free some memory", run);
@@ -48,9 +48,14 @@ Checkpoints *checkpoints_open(const char *run, const char *base, const Spec *spe
     snprintf(c->run.text, sizeof c->run.text, "%s", run);
     snprintf(c->base.text, sizeof c->base.text, "%s", base);
     c->slice_count = store_slices(store, &c->slices);
-    if (placement_open(&c->placement, spec, type, true, placement_shard, e) && take_memory(c, e)) return c;
+    if (placement_open(&c->placement, spec, type, true, shard, e) && take_memory(c, e)) return c;
     checkpoints_close(c);
     return NULL;
+}
+
+Checkpoints *checkpoints_open(const char *run, const char *base, const Spec *spec, Type type, Store *store, const Tokenizer *tokenizer,
+                              Comm *comm, Error *e) {
+    return checkpoints_open_sharded(run, base, spec, type, store, tokenizer, comm, placement_shard, e);
 }
 
 void checkpoints_close(Checkpoints *c) {

@@ -34,18 +34,39 @@ struct Checkpoints {
 /* Slices are in the store's order; each is a part of one placed tensor. */
 const Placed *slice_placed(const Checkpoints *c, const Slice *s);
 
-/* state.json. */
-bool state_write(const char *directory, const TrainState *state, Type type, Error *e);
+/* As checkpoints_open, with files of at most `shard` bytes. */
+Checkpoints *checkpoints_open_sharded(const char *run, const char *base, const Spec *spec, Type type, Store *store,
+                                      const Tokenizer *tokenizer, Comm *comm, int64_t shard, Error *e);
+
+/* ---- Files ------------------------------------------------------------------------------------ */
+
+/* Makes all files of a placement in `directory`, at full size and with their headers, so that a full disk shows before any data is
+ * written. None of them may exist. EXIT_IO. */
+bool placed_files_make(const Placement *p, const char *directory, Error *e);
+/* pwrite until all is written; false: see errno. */
+bool write_whole(int fd, const void *data, size_t bytes, int64_t at);
+
+/* state.json. `licence`: "" for none. */
+bool state_write(const char *directory, const TrainState *state, Type type, const char *licence, Error *e);
 bool state_read(const char *directory, TrainState *state, Type *type, Error *e);
 
 /* generation_config.json: what of the model's config is about generating. */
 bool generation_config_write(const char *directory, const json_t *config, Error *e);
 
-/* LICENSE and NOTICE files beside weights, which go wherever the weights go. `copied` may be NULL; else called for each name. */
-bool licence_copy(const char *from, const char *to, Error *e);
-extern const char *const licence_files[]; /* NULL-terminated */
-
 /* Copies one small file, if it is there; true when it was not. */
-bool small_file_copy(const char *from, const char *to, const char *name, bool *copied, Error *e);
+bool small_file_copy(const char *from, const char *to, const char *name, Error *e);
+/* Licences go wherever the weights go: LICENSE and NOTICE files, and the name that a model card or state.json states ("" if none). */
+bool licence_copy(const char *from, const char *to, Error *e);
+typedef struct {
+    char text[64];
+} Licence;
+Licence licence_of(const char *directory);
+
+/* ---- For commands ----------------------------------------------------------------------------- */
+
+/* The checkpoint that a user means: the directory itself where it has a config.json, else the newest of a run with a good manifest. */
+bool checkpoint_named(const char *path, Path *out, Error *e);
+/* Every checkpoint of RUN, a line each. */
+bool checkpoints_print(const char *run, FILE *f, Error *e);
 
 #endif

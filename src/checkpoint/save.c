@@ -36,42 +36,10 @@ static bool cannot(const char *what, const char *path, Error *e) {
 
 /* ---- Rank 0: files at full size --------------------------------------------------------------- */
 
-static bool write_at(int fd, const void *data, size_t bytes, int64_t at) {
-    for (const char *from = data; bytes > 0;) {
-        ssize_t n = pwrite(fd, from, bytes, (off_t)at);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return false;
-        from += n;
-        at += n;
-        bytes -= (size_t)n;
-    }
-    return true;
-}
-
-/* Reserves the space where the file system can, so that a full disk shows before anything is written. */
-static bool reserve(int fd, int64_t bytes) {
-    if (fallocate(fd, 0, 0, (off_t)bytes) == 0) return true;
-    return (errno == EOPNOTSUPP || errno == ENOSYS) && ftruncate(fd, (off_t)bytes) == 0;
-}
-
-static bool make_file(const Save *s, const PlacedFile *f, Error *e) {
-    Path path = path_join(s->directory.text, f->name);
-    int fd = open(path.text, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd < 0) return cannot("create a checkpoint's file", path.text, e);
-    bool done = reserve(fd, f->bytes) && write_at(fd, f->header.text.text, f->header.text.bytes, 0) && fdatasync(fd) == 0;
-    if (!done) cannot("make room for a checkpoint's file", path.text, e);
-    close(fd);
-    return done;
-}
-
 static bool make_files(const Save *s, Error *e) {
-    const Placement *p = &s->c->placement;
     if (!directory_make(s->parent.text, e)) return false;
     if (mkdir(s->directory.text, 0777) != 0) return cannot("make a checkpoint's directory", s->directory.text, e);
-    for (int f = 0; f < p->file_count; f++) {
-        if (!make_file(s, &p->files[f], e)) return false;
-    }
-    return true;
+    return placed_files_make(&s->c->placement, s->directory.text, e);
 }
 
 /* ---- All ranks: slices ------------------------------------------------------------------------ */
@@ -96,7 +64,7 @@ static bool write_slice(const Save *s, const Slice *slice, StoreKind kind, Error
         store_copy_out(c->store, slice, kind, done, n, c->buffer);
         MUST(c->written_count < c->written_room);
         c->written[c->written_count++] = (Written){place->file, {at, at + (int64_t)bytes, extent_hash(c->buffer, bytes)}};
-        if (!write_at(c->fd[place->file], c->buffer, bytes, at))
+        if (!write_whole(c->fd[place->file], c->buffer, bytes, at))
             return cannot("write a checkpoint", path_join(s->directory.text, c->placement.files[place->file].name).text, e);
     }
     return true;
@@ -182,7 +150,7 @@ static bool write_small_files(const Save *s, Error *e) {
            generation_config_write(s->directory.text, c->spec->source, e) &&
            (!c->tokenizer || tokenizer_write(c->tokenizer, s->directory.text, e)) &&
            (!*c->base.text || licence_copy(c->base.text, s->directory.text, e)) &&
-           state_write(s->directory.text, s->state, c->type, e);
+           state_write(s->directory.text, s->state, c->type, licence_of(c->base.text).text, e);
 }
 
 /* The header and what was written after it. That nothing is left out or written twice is the store's promise. */

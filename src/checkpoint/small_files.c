@@ -21,11 +21,12 @@ static json_t *hash_text(uint64_t hash) {
     return json_string(text);
 }
 
-bool state_write(const char *directory, const TrainState *s, Type type, Error *e) {
+bool state_write(const char *directory, const TrainState *s, Type type, const char *licence, Error *e) {
     json_t *json = json_pack("{s:s, s:I, s:I, s:I, s:I, s:s, s:o, s:o}", "mop", MOP_VERSION, "step", (json_int_t)s->step, "updates",
                              (json_int_t)s->updates, "tokens", (json_int_t)s->tokens, "sequences", (json_int_t)s->sequences,
                              "compute_type", type_name(type), "data_hash", hash_text(s->data_hash), "config_hash",
                              hash_text(s->config_hash));
+    if (json && *licence) json_object_set_new(json, "license", json_string(licence));
     Path path = path_join(directory, "state.json");
     bool done = json ? json_write_file(json, path.text, e)
                      : fail(e, EXIT_MEMORY, "out of memory for a checkpoint's state; %s; free some memory", path.text);
@@ -77,25 +78,50 @@ bool generation_config_write(const char *directory, const json_t *config, Error 
     return done;
 }
 
-/* ---- Copies ----------------------------------------------------------------------------------- */
+/* ---- Copies and licences ---------------------------------------------------------------------- */
 
-const char *const licence_files[] = {"LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE", "NOTICE.txt", NULL};
-
-bool small_file_copy(const char *from, const char *to, const char *name, bool *copied, Error *e) {
+bool small_file_copy(const char *from, const char *to, const char *name, Error *e) {
     Path source = path_join(from, name);
     size_t bytes;
-    *copied = false;
     if (access(source.text, F_OK) != 0) return true;
     char *text = file_read(source.text, copy_limit, &bytes, e);
-    *copied = text && file_write(path_join(to, name).text, text, bytes, e);
+    bool copied = text && file_write(path_join(to, name).text, text, bytes, e);
     free(text);
-    return *copied;
+    return copied;
 }
 
 bool licence_copy(const char *from, const char *to, Error *e) {
-    bool copied;
-    for (const char *const *name = licence_files; *name; name++) {
-        if (!small_file_copy(from, to, *name, &copied, e)) return false;
+    static const char *const names[] = {"LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE", "NOTICE.txt"};
+    for (size_t i = 0; i < COUNT(names); i++) {
+        if (!small_file_copy(from, to, names[i], e)) return false;
     }
     return true;
+}
+
+/* "license: apache-2.0" between the first two lines of "---" of a model card. */
+static void licence_of_card(const char *text, Licence *out) {
+    static const char key[] = "\nlicense:";
+    if (strncmp(text, "---\n", 4) != 0) return;
+    const char *end = strstr(text + 3, "\n---"), *line = strstr(text + 3, key);
+    if (!end || !line || line > end) return;
+    line += sizeof key - 1;
+    line += strspn(line, " \t\"'");
+    size_t bytes = strspn(line, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-+_");
+    snprintf(out->text, sizeof out->text, "%.*s", (int)(bytes < sizeof out->text ? bytes : 0), line);
+}
+
+Licence licence_of(const char *directory) {
+    Licence out = {""};
+    Error none = {0}; /* what cannot be read states no licence */
+    size_t bytes;
+    Path card = path_join(directory, "README.md"), state = path_join(directory, "state.json");
+    if (!*directory) return out;
+    char *text = access(card.text, R_OK) == 0 ? file_read(card.text, STATE_LIMIT, &bytes, &none) : NULL;
+    if (text) licence_of_card(text, &out);
+    free(text);
+    json_t *json = !*out.text && access(state.text, R_OK) == 0 ? json_read_file(state.text, STATE_LIMIT, &none) : NULL;
+    const char *stated = json_string_value(json_object_get(json, "license"));
+    if (stated) snprintf(out.text, sizeof out.text, "%s", stated);
+    json_decref(json);
+    return out;
 }

@@ -95,7 +95,7 @@ bool snapshots_list(const char *parent, int64_t **steps, int64_t *count, Error *
 
 /* ---- Removing --------------------------------------------------------------------------------- */
 
-static bool remove_files(const char *path, Error *e) {
+bool directory_remove(const char *path, Error *e) {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
     if (!d) {
@@ -115,13 +115,13 @@ static bool remove_files(const char *path, Error *e) {
 }
 
 bool snapshot_remove(const char *parent, const char *name, Error *e) {
-    if (is_leftover(name)) return remove_files(path_join(parent, name).text, e);
+    if (is_leftover(name)) return directory_remove(path_join(parent, name).text, e);
     Path from = path_join(parent, name), to = path_join(parent, snapshot_temporary(step_of(name), "old", snapshot_random()).text);
     if (rename(from.text, to.text) != 0) {
         if (errno == ENOENT) return true;
         return fail(e, EXIT_IO, "cannot move a checkpoint aside: %s; %s; %s", strerror(errno), from.text, advice);
     }
-    return remove_files(to.text, e);
+    return directory_remove(to.text, e);
 }
 
 bool snapshots_clean(const char *parent, Error *e) {

@@ -26,6 +26,8 @@ bool snapshots_clean(const char *parent, Error *e);
 bool snapshot_remove(const char *parent, const char *name, Error *e);
 /* The newest `last` stay (0: all), by name. */
 bool snapshots_keep(const char *parent, int64_t last, Error *e);
+/* Deletes a directory and the files in it; directories in it are an error. */
+bool directory_remove(const char *path, Error *e);
 /* fsyncs a directory. */
 bool directory_sync(const char *path, Error *e);
 /* Makes a directory and those above it. */

@@ -90,12 +90,19 @@ static Tensor learn_sizes(const Model *m, Saved *k, Tensor counts) {
     return all;
 }
 
+/* With all experts here, a rank's sorted order is the experts' order: both names of the rows are one tensor, and nothing moves. */
+static bool alone(const Model *m) {
+    return expert_group(m)->axis.size == 1;
+}
+
+/* Memory for rows on the other side of the exchange. */
+static Tensor other_side(const Model *m, Tensor here, int64_t rows) {
+    return alone(m) ? here : arena_tensor(m->work, here.type, DIM(rows, here.dim[1]));
+}
+
 /* Rows in this rank's sorted order [T k, .] -> rows of the experts here, expert-major [R, .]. */
 static void to_experts(const Model *m, const Saved *k, Tensor out, Tensor sorted) {
-    if (expert_group(m)->axis.size == 1) {
-        copy(m->compute, out, sorted);
-        return;
-    }
+    if (alone(m)) return;
     Mark mark = arena_mark(m->work);
     Tensor arriving = arena_tensor(m->work, out.type, out.dims, out.dim);
     exchange_rows(m, arriving, k->receive, sorted, k->send);
@@ -105,10 +112,7 @@ static void to_experts(const Model *m, const Saved *k, Tensor out, Tensor sorted
 
 /* The way back: expert-major [R, .] -> this rank's sorted order [T k, .]. */
 static void from_experts(const Model *m, const Saved *k, Tensor sorted, Tensor rows) {
-    if (expert_group(m)->axis.size == 1) {
-        copy(m->compute, sorted, rows);
-        return;
-    }
+    if (alone(m)) return;
     Mark mark = arena_mark(m->work);
     Tensor leaving = arena_tensor(m->work, rows.type, rows.dims, rows.dim);
     gather_rows(m->compute, leaving, rows, k->back, 1);
@@ -124,10 +128,10 @@ static Tensor column(Tensor t) {
 static void dispatch(const Model *m, Saved *k, const MicroBatch *b, Tensor h) {
     int64_t slots = b->tokens * m->spec->top_k;
     Mark mark = arena_mark(m->work);
-    Tensor weight = arena_tensor(m->work, m->sum, DIM(slots, 1));
+    Tensor weight = other_side(m, column(k->rows_weight), slots);
     gather_rows(m->compute, weight, column(k->weight), k->order, 1);
     to_experts(m, k, column(k->rows_weight), weight);
-    Tensor sorted = arena_tensor(m->work, m->real, DIM(slots, m->spec->hidden));
+    Tensor sorted = other_side(m, k->rows_in, slots);
     gather_rows(m->compute, sorted, h, k->order, m->spec->top_k);
     to_experts(m, k, k->rows_in, sorted);
     arena_reset(m->work, mark);
@@ -156,7 +160,7 @@ static void combine(const Model *m, const Weights *w, const Saved *k, const Micr
     Mark mark = arena_mark(m->work);
     Tensor sorted = arena_tensor(m->work, m->real, DIM(slots, m->spec->hidden));
     Mark inner = arena_mark(m->work);
-    Tensor rows = arena_tensor(m->work, m->real, DIM(k->arrived, m->spec->hidden));
+    Tensor rows = other_side(m, sorted, k->arrived);
     Tensor active = arena_tensor(m->work, m->real, DIM(k->arrived, m->spec->expert_hidden));
     swiglu(m->compute, active, k->gate, k->up, k->rows_weight);
     experts_linear(m->compute, rows, active, w->at[EXPERT_DOWN], k->expert_rows);
@@ -230,12 +234,12 @@ void moe_backward(const Model *m, const Weights *w, Weights *dw, Saved *k, Micro
     Tensor dweight = arena_tensor(m->work, m->sum, DIM(T, spec->top_k));
     Mark rows_mark = arena_mark(m->work);
     Tensor sorted = arena_tensor(m->work, m->real, DIM(slots, H)), sorted_dweight = arena_tensor(m->work, m->sum, DIM(slots, 1));
-    Tensor drows = arena_tensor(m->work, m->real, DIM(k->arrived, H)), rows_dweight = arena_tensor(m->work, m->sum, DIM(k->arrived));
+    Tensor drows = other_side(m, sorted, k->arrived), rows_dweight = other_side(m, sorted_dweight, k->arrived);
     gather_rows(s, sorted, b->x, k->order, spec->top_k);
     to_experts(m, k, drows, sorted);
-    experts_backward(m, w, dw, k, drows, rows_dweight);
+    experts_backward(m, w, dw, k, drows, tensor_view(rows_dweight, DIM(k->arrived)));
     from_experts(m, k, sorted, drows);
-    from_experts(m, k, sorted_dweight, column(rows_dweight));
+    from_experts(m, k, sorted_dweight, rows_dweight);
     sum_slots(s, dh, (Tensor){0}, sorted, k->place);
     gather_rows(s, column(dweight), sorted_dweight, tensor_view(k->place, DIM(slots)), 1);
     arena_reset(m->work, rows_mark);

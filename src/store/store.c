@@ -428,10 +428,10 @@ typedef struct {
     double deviation; /* 0: all ones */
 } Initialise;
 
-static uint64_t name_hash(const char *name) { /* FNV-1a */
+static uint64_t name_hash(const char *name) { /* FNV-1a, the 56 bits that random.h takes */
     uint64_t h = 1469598103934665603ull;
     for (; *name; name++) h = (h ^ (unsigned char)*name) * 1099511628211ull;
-    return h;
+    return h >> 8;
 }
 
 static void initialise_chunk(void *context, int64_t chunk, int worker) {

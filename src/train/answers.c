@@ -20,10 +20,11 @@ struct Answers {
     FILE *file;    /* replayed or recorded */
 };
 
-/* Sequences of a rank's micro-batch, as run.c cuts them. */
+/* Rows that a member of the expert group has to send: its micro-batch, or, in generation, rank 0's context. */
 static int64_t member_slots(const Run *r, int64_t member, int64_t micro) {
     const Axis *a = &r->comm.group[AXIS_EXPERT].axis;
     int64_t rank = a->first + member * a->stride;
+    if (r->context > 0) return rank == 0 ? r->context * r->spec->top_k : 0;
     return run_sequences(r->config, r->comm.mesh.world, rank, micro) * r->config->train_sequence_length * r->spec->top_k;
 }
 

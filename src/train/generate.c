@@ -105,7 +105,7 @@ bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Er
     r->model.evaluating = true;
     bool ok = true;
     for (int64_t i = given; ok && i < given + count; i++) {
-        int64_t context = min64(i, longest);
+        int64_t context = r->context = min64(i, longest);
         ok = next_logits(r, ids + i - context, leader ? context : 0, logits, e);
         if (!ok || !leader) continue;
         Tensor t = tensor_at(logits, r->model.sum, DIM(V));
@@ -113,6 +113,7 @@ bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Er
         ids[i] = sample(candidates, V, s, (uint64_t)i);
     }
     r->model.evaluating = false;
+    r->context = 0;
     run_end_pass(r);
     free(candidates);
     free(logits);

@@ -55,7 +55,6 @@ static void open_batches(Run *r) {
         MUST(host && real);
         r->batch[i] = (Batch){.token = host, .target = host + T, .position = host + 2 * T, .start = host + 3 * T, .sequence = host + 4 * T, .real = real};
         r->sequences += n;
-        r->max_tokens = max64(r->max_tokens, T);
     }
     r->counts = arena_tensor(a, FP64, DIM(2));
     r->stats = arena_tensor(a, FP64, DIM(STAT_LOAD + r->spec->experts));

@@ -34,7 +34,7 @@ typedef struct Run {
     Arena activations, work, batch_arena, host;
 
     int64_t micro_batches, sequences;  /* sequences: of this rank per step */
-    int64_t max_tokens;                /* of the largest micro-batch */
+    int64_t context;                   /* generating: tokens on rank 0; else 0 */
     MicroBatch *micro;                 /* [micro_batches]; tensors in batch_arena */
     Batch *batch;                      /* [micro_batches] host side */
     Saved *saved;                      /* [layers][micro_batches] */
