@@ -2,10 +2,11 @@
  *
  *   bench_ops [DEVICE [THREADS]]      cpu and all processors unless said
  *
- * Possible is what this program measures on the same machine just before: multiply-adds between registers, and a large copy.
+ * Possible is what this program measures on the same machine just before: multiply-adds between registers, and a large array
+ * added to another.
  * What an op did comes from its own charge, so a row cannot flatter an op that the meter counts otherwise. "of possible" is
  * the time that the op's FLOPs or its bytes, whichever take longer, would need at those rates, over the median time taken.
- * Operands small enough to stay in a cache may pass 100 % of a copy's rate. A row during which others used the processors is
+ * Operands small enough to stay in a cache may pass 100 %. A row during which others used the processors is
  * marked: its figure is not to be believed. After the table the same rows follow as JSON, one object a line.
  *
  * T tokens, H width, I expert width, E experts, k experts a token, V vocabulary, S document length, d head size. */
@@ -58,11 +59,13 @@ static const FmaLoop fma_loops[] = {
     {"plain", fma_portable, 4},
 };
 
-enum { PEAK_ROUNDS = 1 << 20, COPY_BYTES = 96 << 20, TRIES = 7 };
+enum { PEAK_ROUNDS = 1 << 20, STREAM_VECTORS = 6 << 20, TRIES = 7 };
+
+typedef float Four __attribute__((vector_size(16)));
 
 typedef struct {
     const FmaLoop *fma;
-    char *from, *to;
+    Four *from, *to;
     int parts;
     volatile float sink;
 } Rates;
@@ -73,11 +76,12 @@ static void peak_task(void *context, int64_t index, int worker) {
     r->sink = r->fma->loop(PEAK_ROUNDS);
 }
 
-static void copy_task(void *context, int64_t index, int worker) {
+/* Two streams in, one out where it was read: no line is fetched only to be overwritten. */
+static void stream_task(void *context, int64_t index, int worker) {
     Rates *r = context;
     (void)worker;
-    size_t part = COPY_BYTES / (size_t)r->parts;
-    memcpy(r->to + (size_t)index * part, r->from + (size_t)index * part, part);
+    int64_t end = STREAM_VECTORS * (index + 1) / r->parts;
+    for (int64_t i = STREAM_VECTORS * index / r->parts; i < end; i++) r->to[i] += r->from[i];
 }
 
 /* The shortest of several tries: what the machine can do. */
@@ -103,12 +107,11 @@ static Possible possible_measure(Device *d, Arena *arena) {
     }
     MUST(r.fma != NULL);
     Mark mark = arena_mark(arena);
-    r.from = arena_tensor(arena, BYTE, DIM(COPY_BYTES)).data;
-    r.to = arena_tensor(arena, BYTE, DIM(COPY_BYTES)).data;
-    memset(r.from, 1, COPY_BYTES);
-    memset(r.to, 2, COPY_BYTES);
-    double flops = 2.0 * 12 * r.fma->lanes * PEAK_ROUNDS * r.parts;
-    Possible p = {flops / seconds_least(d->pool, peak_task, &r), 2.0 * COPY_BYTES / seconds_least(d->pool, copy_task, &r)};
+    r.from = arena_tensor(arena, FP32, DIM(STREAM_VECTORS, 4)).data;
+    r.to = arena_tensor(arena, FP32, DIM(STREAM_VECTORS, 4)).data;
+    for (int64_t i = 0; i < STREAM_VECTORS; i++) r.from[i] = r.to[i] = (Four){1, 1, 1, 1};
+    double flops = 2.0 * 12 * r.fma->lanes * PEAK_ROUNDS * r.parts, bytes = 3.0 * sizeof(Four) * STREAM_VECTORS;
+    Possible p = {flops / seconds_least(d->pool, peak_task, &r), bytes / seconds_least(d->pool, stream_task, &r)};
     arena_reset(arena, mark);
     return p;
 }
@@ -496,7 +499,7 @@ static bool bench_run(const char *name, int threads, Error *e) {
         return false;
     }
     Possible p = possible_measure(d, &arena);
-    printf("%s kernels, %d threads: possible are %.1f GFLOP/s (fp32 multiply-adds between registers) and %.1f GB/s (a large copy)\n\n",
+    printf("%s kernels, %d threads: possible are %.1f GFLOP/s (fp32 multiply-adds between registers) and %.1f GB/s (adding large arrays)\n\n",
            kernels->name, threads, 1e-9 * p.flops, 1e-9 * p.bytes);
     printf("%-20s %-18s %-5s %10s %9s %6s %8s %6s %8s\n", "op", "size", "type", "median us", "GFLOP/s", "%", "GB/s", "%",
            "% of possible");

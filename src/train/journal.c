@@ -16,6 +16,7 @@
 struct Journal {
     char run[4096];
     const Config *config;
+    int64_t vocabulary;
     FILE *metrics, *events;
     bool terminal, line_open; /* line_open: a progress line waits to be overwritten */
     double started, seconds;  /* training's start; of all steps so far in this process */
@@ -133,6 +134,7 @@ static void end_line(Journal *j) {
 void journal_banner(Journal *j, const Session *s, const Run *r, int64_t step) {
     const Config *c = j->config;
     double plan = 0;
+    j->vocabulary = s->spec.vocabulary;
     for (int a = 0; a < ARENA_COUNT; a++) plan += (double)s->price[r->comm.mesh.rank].bytes[a];
     printf("mop    %s: %.1f M parameters, %.1f M active a token; %s\n", s->spec.family->model_type, (double)spec_parameters(&s->spec) / 1e6,
            (double)spec_active_parameters(&s->spec) / 1e6, type_name(c->compute_type));
@@ -141,7 +143,9 @@ void journal_banner(Journal *j, const Session *s, const Run *r, int64_t step) {
     printf("data   %lld tokens; %lld a step (%lld x %lld); steps %lld to %lld\n", s->tokens ? (long long)tokens_info(s->tokens).tokens : 0,
            (long long)(c->train_sequences * c->train_sequence_length), (long long)c->train_sequences, (long long)c->train_sequence_length,
            (long long)step + 1, (long long)c->train_steps);
-    printf("run    %s; ln(vocabulary) = %.4f\n", j->run, log((double)s->spec.vocabulary));
+    double seconds = s->price[r->comm.mesh.rank].seconds * (double)(c->train_steps - step);
+    printf("time   about %.0f s for %lld steps, as planned for an AVX-512 core a rank\n", seconds, (long long)(c->train_steps - step));
+    printf("run    %s\n", j->run);
     fflush(stdout);
 }
 
@@ -152,6 +156,7 @@ static void progress(Journal *j, const StepResult *r, double rate) {
     if (!j->terminal && !due) return;
     if (j->terminal && !last && j->steps > 1 && now - j->printed < 0.1) return;
     j->printed = now;
+    if (r->step == 0) printf("initial loss %.4f, ln(vocabulary) %.4f\n", r->loss, log((double)j->vocabulary));
     printf("%sstep %lld/%lld  loss %.4f  balance %.3f  norm %.3f  lr %.2e  %.0f tokens/s  %ds left%s", j->terminal ? "\r\033[K" : "",
            (long long)r->step + 1, (long long)j->config->train_steps, r->loss, r->balance, r->norm, r->learning_rate, rate, (int)(left + 0.5), j->terminal ? "" : "\n");
     j->line_open = j->terminal;

@@ -1,7 +1,7 @@
 /* Attention and its gradient, as two small products.
  *
- * One block of rows is held: its rows lie along the lanes of vectors, in strips [d][STRIP]. The rows that it meets pass by in
- * their own order, read where they are, each element broadcast to all lanes:
+ * One block of rows is held: its rows lie along the lanes of vectors, in strips [d][STRIP]. The rows that it meets
+ * pass by in their own order, read where they are, each element broadcast to all lanes:
  *
  *     meet:    S[row][lane]  = sum_c passing[row][c] held[c][lane]
  *     gather:  sum[c][lane] += sum_row passing[row][c] W[row][lane]
@@ -11,19 +11,20 @@
  *     dk, dv         keys, values   queries      S = q k, dP = dout v           dv += dout P, dk += q dS
  *     dq             queries, dout  keys         S = k q, dP = v dout           dq += k dS
  *
- * with P = exp(scale S - lse) and dS = scale P (dP - delta). No sum ever crosses lanes, nothing is packed but the held block, and
- * scores exist for one strip and CHUNK passing rows at a time. In the forward lse is not known yet: each lane keeps the
- * largest score so far and rescales what it has gathered when that grows (online softmax).
+ * with P = exp(scale S - lse) and dS = scale P (dP - delta). No sum ever crosses lanes, nothing is packed but the
+ * held block, and scores exist for one strip and CHUNK passing rows at a time. In the forward lse is not known
+ * yet: each lane keeps the largest score so far and rescales what it has gathered when that grows (online
+ * softmax).
  *
- * Which rows a lane sees is one interval either way: query t sees keys first_key(t) .. t, and since first_key never falls,
- * key j is seen by queries j .. last_query(j). Chunks that no lane sees are skipped; only rows that some lane does not see are
- * masked. A task is one held block, so results depend on no other task; the gradient meets every pair twice, which costs 7
- * products instead of 5 and spares any sum between tasks. */
+ * Which rows a lane sees is one interval either way: query t sees keys first_key(t) .. t, and since first_key
+ * never falls, key j is seen by queries j .. last_query(j). Chunks that no lane sees are skipped; only rows that
+ * some lane does not see are masked. A task is one held block, so results depend on no other task; the gradient
+ * meets every pair twice, which costs 7 products instead of 5 and spares any sum between tasks. */
 #include "ops/cpu/fast/fast.h"
 
 enum {
-    BLOCK = 96, /* held rows of a task */
-    CHUNK = 64, /* passing rows at a time */
+    BLOCK = 96,  /* held rows of a task */
+    CHUNK = 64,  /* passing rows at a time */
     VECTORS = 3, /* of a strip */
     STRIP = VECTORS * LANES,
     STRIPS = BLOCK / STRIP,
@@ -119,11 +120,13 @@ static int64_t first_key(const AttentionArgs *a, int64_t t) {
 
 /* The last query that sees key j: by bisection, for first_key never falls. */
 static int64_t last_query(const AttentionArgs *a, int64_t j) {
-    int64_t sees = j, not = a->start.dim[0];
-    while (not - sees > 1) {
-        int64_t middle = sees + (not - sees) / 2;
-        if (first_key(a, middle) <= j) sees = middle;
-        else not = middle;
+    int64_t sees = j, blind = a->start.dim[0];
+    while (blind - sees > 1) {
+        int64_t middle = sees + (blind - sees) / 2;
+        if (first_key(a, middle) <= j)
+            sees = middle;
+        else
+            blind = middle;
     }
     return sees;
 }
@@ -178,7 +181,8 @@ static void mask_unseen(REAL *s, const Sight *see, int64_t row, int64_t rows) {
 
 /* ---- Blocks ----------------------------------------------------------------------------------- */
 
-/* A worker's scratch, cut up: two held blocks and two sums [STRIPS][d][STRIP], two sets of scores, passing rows as REALs. */
+/* A worker's scratch, cut up: two held blocks and two sums [STRIPS][d][STRIP], two sets of scores, passing rows as
+ * REALs. */
 typedef struct {
     REAL *held[2], *sum[2], *s, *ds, *passing[2];
 } Scratch;
@@ -370,7 +374,8 @@ static void find_delta(void *context, int64_t index, int worker) {
 }
 
 /* s: scores to P; ds: dP to dS. lse and delta are those of the queries: each row's or each lane's. */
-INLINE void differ(REAL *s, REAL *ds, int64_t rows, REAL scale, const REAL *lse, const REAL *delta, const bool by_lane) {
+INLINE void differ(REAL *s, REAL *ds, int64_t rows, REAL scale, const REAL *lse, const REAL *delta,
+                   const bool by_lane) {
     Vector lane_lse[VECTORS], lane_delta[VECTORS];
     for (int v = 0; v < VECTORS && by_lane; v++) {
         lane_lse[v] = vector_load(lse + v * LANES);

@@ -1,9 +1,9 @@
-/* Elementwise ops and SwiGLU: bound by memory, so each element is read once and written once, and tasks are pieces of fixed
- * size. An output may be an input: a vector is read before it is written. */
+/* Elementwise ops and SwiGLU: bound by memory, so each element is read once and written once, and tasks are pieces
+ * of fixed size. An output may be an input: a vector is read before it is written. */
 #include "ops/cpu/fast/fast.h"
 
 enum {
-    PIECE = 1 << 15,   /* elements of a task */
+    PIECE = 1 << 15,     /* elements of a task */
     ROW_PIECE = 1 << 13, /* about as many elements of rows */
 };
 

@@ -1,13 +1,13 @@
 /* The shared head of the fast kernels: one vector of REALs, as wide as the instruction set allows.
  *
- * Every .c file of this folder but select.c is compiled once for each REAL (float, double) and ISA (avx512, avx2, portable);
- * KERNEL(name) names the copy. The code is written on the compiler's vector types, so that one text serves every
- * instruction set. Products may be fused with sums (fma), nothing else is reordered: NaN and infinities stay visible, and
- * the order of every sum is written in the code. A copy compiled from REAL = float also serves bf16 data: rows are widened
- * to float when loaded and rounded when stored. Copies of REAL = double see fp64 alone.
+ * Every .c file of this folder but select.c is compiled once for each REAL (float, double) and ISA (avx512, avx2,
+ * portable); KERNEL(name) names the copy. The code is written on the compiler's vector types, so that one text
+ * serves every instruction set. Products may be fused with sums (fma), nothing else is reordered: NaN and
+ * infinities stay visible, and the order of every sum is written in the code. A copy compiled from REAL = float
+ * also serves bf16 data: rows are widened to float when loaded and rounded when stored. Copies of REAL = double
+ * see fp64 alone.
  *
- * What runs for each op stands in table.h.
- */
+ * What runs for each op stands in table.h. */
 #ifndef MOP_FAST_H
 #define MOP_FAST_H
 
@@ -83,9 +83,9 @@ static inline void vector_store_part(REAL *p, Vector v, int64_t n) {
     memcpy(p, &v, (size_t)n * sizeof(REAL));
 }
 
-/* What the vector types have no operator for. vector_max and vector_min are, lane by lane, a > b ? a : b and a < b ? a : b: a
- * NaN in a is lost, one in b is kept. vector_sqrt is correctly rounded. Spelled out for x86: left to the compiler, these often
- * end up lane by lane. */
+/* What the vector types have no operator for. vector_max and vector_min are, lane by lane, a > b ? a : b and a < b
+ * ? a : b: a NaN in a is lost, one in b is kept. vector_sqrt is correctly rounded. Spelled out for x86: left to
+ * the compiler, these often end up lane by lane. */
 #if defined(__SSE2__)
 #if VECTOR_BYTES == 64
 #define X86_SINGLE(name) _mm512_##name##_ps
@@ -126,12 +126,13 @@ static inline Vector vector_min(Vector a, Vector b) {
 }
 
 static inline Vector vector_sqrt(Vector v) {
-    for (int i = 0; i < LANES; i++) v[i] = (REAL)sqrt((double)v[i]); /* rounding twice does no harm: double has enough bits */
+    for (int i = 0; i < LANES; i++) v[i] = (REAL)sqrt((double)v[i]); /* rounding twice does no harm here */
     return v;
 }
 #endif
 
-/* Lane i of the result is lane i ^ distance of v; `distance` must be a constant once inlined: then it is one shuffle. */
+/* Lane i of the result is lane i ^ distance of v; `distance` must be a constant once inlined: then it is one
+ * shuffle. */
 static inline __attribute__((always_inline)) Vector vector_exchange(Vector v, int distance) {
     Vector r;
     UNROLLED for (int i = 0; i < LANES; i++) r[i] = v[i ^ distance];
@@ -165,8 +166,8 @@ static inline REAL vector_highest(Vector v) {
 #define ZIP_HIGH(a, b) __builtin_shufflevector(a, b, 1, 3)
 #endif
 
-/* Zipping row i with row i + LANES/2 moves the highest bit of the row number to the lowest of the column number; after as many
- * rounds as these have bits the two have changed places. */
+/* Zipping row i with row i + LANES/2 moves the highest bit of the row number to the lowest of the column number;
+ * after as many rounds as these have bits the two have changed places. */
 INLINE void transpose(Vector *v) {
     Vector zipped[LANES];
     UNROLLED for (int round = 1; round < LANES; round *= 2) {
@@ -180,10 +181,10 @@ INLINE void transpose(Vector *v) {
 
 /* ---- exp -------------------------------------------------------------------------------------- */
 
-/* x = n ln 2 + r with |r| <= ln 2 / 2; exp(x) = 2^n exp(r), exp(r) by its Taylor series, which at this degree errs less than
- * the rounding. n is found by adding EXP_ROUND: at that size the last bit of a REAL is worth 1, so the sum's low bits are n.
- * 2^n is applied in two factors, each of them a normal number, so that results reach down to the denormals, 0, and up to
- * infinity. Errors up to 2 ulp. NaN stays NaN. */
+/* x = n ln 2 + r with |r| <= ln 2 / 2; exp(x) = 2^n exp(r), exp(r) by its Taylor series, which at this degree errs
+ * less than the rounding. n is found by adding EXP_ROUND: at that size the last bit of a REAL is worth 1, so the
+ * sum's low bits are n. 2^n is applied in two factors, each of them a normal number, so that results reach down to
+ * the denormals, 0, and up to infinity. Errors up to 2 ulp. NaN stays NaN. */
 #if REAL_BITS == 32
 #define EXP_ROUND 0x1.8p23f
 #define EXP_LOG2E 0x1.715476p0f
@@ -294,7 +295,8 @@ static inline void values_store(Tensor t, int64_t first, int64_t count, const RE
     if (home != values) memmove(home, values, (size_t)count * sizeof(REAL));
 }
 
-/* A row is the last dimension; rows are counted over all the others: head h of token t of [T, heads, d] is row t heads + h. */
+/* A row is the last dimension; rows are counted over all the others: head h of token t of [T, heads, d] is row t
+ * heads + h. */
 static inline int64_t row_width(Tensor t) {
     return t.dim[t.dims - 1];
 }
@@ -324,8 +326,9 @@ static inline void value_put(Tensor t, int64_t i, REAL x) {
     else ((uint16_t *)t.data)[i] = bf16_from_float((float)x);
 }
 
-/* A loop over a row goes in steps of LANES and hands each step the number of values that are left, `left`. Of a last step that
- * is not full, the lanes beyond are `other` (or 0) and are not stored; it is kept out of the loop's way in a function. */
+/* A loop over a row goes in steps of LANES and hands each step the number of values that are left, `left`. Of a
+ * last step that is not full, the lanes beyond are `other` (or 0) and are not stored; it is kept out of the loop's
+ * way in a function. */
 #define COLD __attribute__((noinline, cold, unused)) static
 
 COLD Vector vector_get_last(Tensor t, int64_t i, int64_t left, Vector other) {

@@ -8,14 +8,15 @@ enum {
 
 typedef struct {
     const CrossEntropyArgs *a;
-    int64_t rows;       /* of a task */
-    double per_token;   /* 1 / trained, or 0 */
+    int64_t rows;     /* of a task */
+    double per_token; /* 1 / trained, or 0 */
     double loss[PARTS];
 } Job;
 
 static REAL largest_of(Tensor logits, int64_t first, int64_t count) {
     Vector most = vector_all(-(REAL)INFINITY);
-    for (int64_t i = 0; i < count; i += LANES) most = vector_max(vector_get_or(logits, first + i, count - i, most), most);
+    for (int64_t i = 0; i < count; i += LANES)
+        most = vector_max(vector_get_or(logits, first + i, count - i, most), most);
     return vector_highest(most);
 }
 
@@ -33,7 +34,8 @@ static double sum_of(Tensor logits, int64_t first, int64_t count, REAL most) {
     return total;
 }
 
-static void write_gradient(const CrossEntropyArgs *a, int64_t row, int64_t target, REAL most, double sum, double per_token) {
+static void write_gradient(const CrossEntropyArgs *a, int64_t row, int64_t target, REAL most, double sum,
+                           double per_token) {
     const Tensor logits = a->logits, dlogits = a->dlogits;
     int64_t count = logits.dim[1], first = row * count;
     REAL factor = (REAL)(per_token / sum), at_target = value_get(logits, first + target) - most;
@@ -68,8 +70,10 @@ static void loss_rows(void *context, int64_t index, int worker) {
         double sum = sum_of(a->logits, row * vocabulary, vocabulary, most);
         loss += (double)most + log(sum) - (double)value_get(a->logits, row * vocabulary + target);
         if (!gradient) continue;
-        if (job->per_token == 0) write_zeros(a->dlogits, row);
-        else write_gradient(a, row, target, most, sum, job->per_token);
+        if (job->per_token == 0)
+            write_zeros(a->dlogits, row);
+        else
+            write_gradient(a, row, target, most, sum, job->per_token);
     }
     job->loss[index] = loss;
 }

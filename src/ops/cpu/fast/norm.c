@@ -1,10 +1,11 @@
-/* RMSNorm: row by row, a row twice, the second time from the cache. dw sums over rows: each task of some rows leaves its sums
- * in a row of its own in worker 0's scratch, and these are added in their order, so that dw does not depend on the pool. */
+/* RMSNorm: row by row, a row twice, the second time from the cache. dw sums over rows: each task of some rows
+ * leaves its sums in a row of its own in worker 0's scratch, and these are added in their order, so that dw does
+ * not depend on the pool. */
 #include "ops/cpu/fast/fast.h"
 
 enum {
-    ROWS = 8,    /* of a task */
-    PARTS = 256, /* at most so many tasks of the backward, fewer when their sums do not fit into the scratch */
+    ROWS = 8,            /* of a task */
+    PARTS = 256,         /* at most so many tasks of the backward, fewer when their sums do not fit into the scratch */
     COLUMNS = 4 * LANES, /* of a task that adds the parts */
 };
 

@@ -2,8 +2,8 @@
 #include "ops/cpu/fast/fast.h"
 
 enum {
-    TOKENS = 32,              /* of a task */
-    COLUMNS = 128,            /* of a task of the embedding's gradient */
+    TOKENS = 32,   /* of a task */
+    COLUMNS = 128, /* of a task of the embedding's gradient */
 };
 
 /* ---- embedding -------------------------------------------------------------------------------- */
@@ -30,7 +30,8 @@ void KERNEL(embedding)(Stream *s, const void *args) {
     parallel(stream_pool(s), ceil_div(a->token.dim[0], TOKENS), embed_tokens, (void *)args);
 }
 
-/* table[token[t]] += y[t]: a task owns some columns of the whole table, so that the order of t is kept for every token. */
+/* table[token[t]] += y[t]: a task owns some columns of the whole table, so that the order of t is kept for every
+ * token. */
 static void embed_backward_columns(void *context, int64_t index, int worker) {
     (void)worker;
     const EmbeddingArgs *a = context;
@@ -85,7 +86,8 @@ static void rope_tokens(void *context, int64_t index, int worker) {
         for (int64_t low = t * heads * d; low < (t + 1) * heads * d; low += d) {
             for (int64_t i = 0; i < half; i += LANES) {
                 int64_t left = half - i;
-                Vector cosine = vector_get(table, t * d + i, left), sine = sign * vector_get(table, t * d + half + i, left);
+                Vector cosine = vector_get(table, t * d + i, left);
+                Vector sine = sign * vector_get(table, t * d + half + i, left);
                 Vector u = vector_get(x, low + i, left), v = vector_get(x, low + half + i, left);
                 vector_put(y, low + i, left, u * cosine - v * sine);
                 vector_put(y, low + half + i, left, v * cosine + u * sine);

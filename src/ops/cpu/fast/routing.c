@@ -1,5 +1,5 @@
-/* Routing: which expert (a softmax and the k largest of each token), what that costs the losses, and rows moved to experts and
- * back. Rows are short (E experts) and many; auxiliary losses are kept in double. */
+/* Routing: which expert (a softmax and the k largest of each token), what that costs the losses, and rows moved to
+ * experts and back. Rows are short (E experts) and many; auxiliary losses are kept in double. */
 #include "ops/cpu/fast/fast.h"
 
 enum {
@@ -10,8 +10,9 @@ enum {
 
 /* ---- route ------------------------------------------------------------------------------------ */
 
-/* The k largest logits of one token, largest first, ties to the lower index: each in turn moves up past all it exceeds. The
- * list of their values lives in `value` [k]. A NaN exceeds nothing and stays where it is: the k are different all the same. */
+/* The k largest logits of one token, largest first, ties to the lower index: each in turn moves up past all it
+ * exceeds. The list of their values lives in `value` [k]. A NaN exceeds nothing and stays where it is: the k are
+ * different all the same. */
 static void choose(const RouteArgs *a, int64_t t, int32_t *chosen, REAL *value) {
     int64_t experts = a->logits.dim[1], k = a->chosen.dim[1], filled = 0;
     for (int64_t e = 0; e < experts; e++) {
@@ -79,8 +80,8 @@ void KERNEL(route)(Stream *s, const void *args) {
 
 /* ---- The auxiliary losses --------------------------------------------------------------------- */
 
-/* counts[s,e] += 1 for each chosen e,  mass[s,e] += p,  z += lse^2. A task owns some experts, and task 0 also z: so that all
- * sums are in the order of t. */
+/* counts[s,e] += 1 for each chosen e,  mass[s,e] += p,  z += lse^2. A task owns some experts, and task 0 also z:
+ * so that all sums are in the order of t. */
 static void count_experts(void *context, int64_t index, int worker) {
     (void)worker;
     const RouteArgs *a = context;
@@ -107,10 +108,10 @@ void KERNEL(route_statistics)(Stream *s, const void *args) {
     parallel(stream_pool(s), ceil_div(a->p.dim[1], EXPERTS), count_experts, (void *)args);
 }
 
-/* What the balance loss gives p[t,e]: factor counts[e]; factor 0 where it gives nothing. */
+/* What the balance loss gives p[t,e]: factor counts[e], or nothing. */
 typedef struct {
     double factor;
-    const double *counts;
+    const double *counts; /* NULL: nothing */
 } Balance;
 
 static Balance balance_of(const RouteBackwardArgs *a, int64_t t) {
@@ -119,36 +120,41 @@ static Balance balance_of(const RouteBackwardArgs *a, int64_t t) {
     MUST(sequence < a->counts.dim[0]);
     double rows = ((const double *)a->rows.data)[sequence];
     if (rows == 0) return (Balance){0};
-    return (Balance){a->loss.balance * (double)experts / (rows * rows),
-                     (const double *)a->counts.data + sequence * experts};
+    const double *counts = (const double *)a->counts.data + sequence * experts;
+    return (Balance){a->loss.balance * (double)experts / (rows * rows), counts};
+}
+
+static double balance_gradient(Balance b, int64_t e) {
+    return b.counts == NULL ? 0 : b.factor * b.counts[e];
+}
+
+/* The gradient of lse: z 2 lse / real_positions, at real positions. */
+static double lse_gradient(const RouteBackwardArgs *a, int64_t t) {
+    if (a->loss.z == 0 || ((const int32_t *)a->sequence.data)[t] < 0) return 0;
+    return a->loss.z * 2 * (double)value_get(a->lse, t) / *(const double *)a->real_positions.data;
 }
 
 /* dlogits = p (dp - sum_e p dp + dlse): dp of every expert from the balance loss, of the chosen also from their weights
  * w = p / P, P the sum over the chosen: (dweight - sum_i dweight_i w_i) / P. */
 static void route_backward_token(const RouteBackwardArgs *a, int64_t t) {
-    int64_t experts = a->p.dim[1], k = a->chosen.dim[1];
-    const REAL *p = (const REAL *)a->p.data + t * experts, *dweight = (const REAL *)a->dweight.data + t * k;
+    int64_t experts = a->p.dim[1], k = a->chosen.dim[1], row = t * experts;
+    const REAL *p = (const REAL *)a->p.data + row, *dweight = (const REAL *)a->dweight.data + t * k;
     const int32_t *chosen = (const int32_t *)a->chosen.data + t * k;
     Balance balance = balance_of(a, t);
-    double of_chosen = 0, pulled = 0, mean = 0, dlse = 0;
+    double of_chosen = 0, pulled = 0, mean = 0;
     for (int64_t j = 0; j < k; j++) {
         of_chosen += (double)p[chosen[j]];
         pulled += (double)dweight[j] * (double)p[chosen[j]];
     }
-    bool normalise = a->loss.normalise;
-    double scale = normalise ? 1 / of_chosen : 1, shift = normalise ? pulled / of_chosen : 0;
+    double scale = a->loss.normalise ? 1 / of_chosen : 1, shift = a->loss.normalise ? pulled / of_chosen : 0;
+    for (int64_t e = 0; e < experts; e++) mean += (double)p[e] * balance_gradient(balance, e);
     for (int64_t j = 0; j < k; j++) mean += (double)p[chosen[j]] * ((double)dweight[j] - shift) * scale;
-    for (int64_t e = 0; balance.factor != 0 && e < experts; e++) mean += (double)p[e] * balance.factor * balance.counts[e];
-    if (a->loss.z != 0 && ((const int32_t *)a->sequence.data)[t] >= 0)
-        dlse = a->loss.z * 2 * (double)value_get(a->lse, t) / *(const double *)a->real_positions.data;
-    for (int64_t e = 0; e < experts; e++) {
-        double dp = balance.factor != 0 ? balance.factor * balance.counts[e] : 0;
-        value_put(a->dlogits, t * experts + e, (REAL)((double)p[e] * (dp - mean + dlse)));
-    }
+    double common = lse_gradient(a, t) - mean;
+    for (int64_t e = 0; e < experts; e++)
+        value_put(a->dlogits, row + e, (REAL)((double)p[e] * (balance_gradient(balance, e) + common)));
     for (int64_t j = 0; j < k; j++) {
-        int64_t e = chosen[j];
-        double dp = ((double)dweight[j] - shift) * scale + (balance.factor != 0 ? balance.factor * balance.counts[e] : 0);
-        value_put(a->dlogits, t * experts + e, (REAL)((double)p[e] * (dp - mean + dlse)));
+        double dp = ((double)dweight[j] - shift) * scale + balance_gradient(balance, chosen[j]);
+        value_put(a->dlogits, row + chosen[j], (REAL)((double)p[chosen[j]] * (dp + common)));
     }
 }
 

@@ -32,8 +32,10 @@ INLINE Vector master_get(const AdamWArgs *a, int64_t i, int64_t left) {
     if (a->weight.type != BF16) return weight;
     Lows low = {0};
     const char *from = (const char *)a->low.data + 2 * i;
-    if (left >= LANES) memcpy(&low, from, sizeof low);
-    else memcpy(&low, from, (size_t)left * 2);
+    if (left >= LANES)
+        memcpy(&low, from, sizeof low);
+    else
+        memcpy(&low, from, (size_t)left * 2);
     return (Vector)((Words)weight + __builtin_convertvector(low, Words));
 }
 
@@ -42,8 +44,10 @@ INLINE void master_put(const AdamWArgs *a, int64_t i, int64_t left, Vector maste
     if (a->weight.type != BF16) return;
     Halves low = __builtin_convertvector((Words)master & 0xffffu, Halves);
     char *to = (char *)a->low.data + 2 * i;
-    if (left >= LANES) memcpy(to, &low, sizeof low);
-    else memcpy(to, &low, (size_t)left * 2);
+    if (left >= LANES)
+        memcpy(to, &low, sizeof low);
+    else
+        memcpy(to, &low, (size_t)left * 2);
 }
 #else
 INLINE Vector master_get(const AdamWArgs *a, int64_t i, int64_t left) {
