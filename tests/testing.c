@@ -104,17 +104,33 @@ static bool is_integer(Type t) {
     return t == INT32 || t == INT64 || t == BYTE;
 }
 
+/* What errors are measured against, where an element is smaller. */
+static double size_of_errors(Tensor expected, double least) {
+    return fmax(root_mean_square(expected), least);
+}
+
+static bool is_close(double x, double y, double bound, double size) {
+    return fabs(x - y) <= bound * fmax(fabs(y), size) || (isnan(x) && isnan(y));
+}
+
 void assert_close(const char *what, Tensor got, Tensor expected, double bound, double least) {
     if (!tensor_same(got, expected)) fail_msg("%s: another type or shape than expected", what);
-    double typical = root_mean_square(expected);
+    double size = size_of_errors(expected, least);
     if (is_integer(got.type)) bound = 0;
     for (int64_t i = 0; i < tensor_count(got); i++) {
         double x = tensor_get(got, i), y = tensor_get(expected, i);
-        double allowed = bound * fmax(fabs(y), fmax(typical, least));
-        if (!(fabs(x - y) <= allowed) && !(isnan(x) && isnan(y)))
+        if (!is_close(x, y, bound, size))
             fail_msg("%s: [%lld] is %.17g, expected %.17g; they differ by %.3g, allowed %.3g", what, (long long)i, x, y,
-                     fabs(x - y), allowed);
+                     fabs(x - y), bound * fmax(fabs(y), size));
     }
+}
+
+void assert_mostly_close(const char *what, Tensor got, Tensor expected, double bound, double least, double share) {
+    double size = size_of_errors(expected, least);
+    int64_t count = tensor_count(got), far = 0;
+    for (int64_t i = 0; i < count; i++) far += !is_close(tensor_get(got, i), tensor_get(expected, i), bound, size);
+    if ((double)far > fmax(1, share * (double)count))
+        fail_msg("%s: %lld of %lld elements differ by more than %.3g", what, (long long)far, (long long)count, bound);
 }
 
 void assert_same_bits(const char *what, Tensor got, Tensor expected) {

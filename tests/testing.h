@@ -24,6 +24,8 @@ void fill_value(Tensor t, double value);
 /* Differences above bound x max(|expected|, root mean square of expected, least) fail, and so does a NaN where none is
  * expected; integers must be equal. */
 void assert_close(const char *what, Tensor got, Tensor expected, double bound, double least);
+/* As assert_close, but a share of the elements, and always one, may differ by more. */
+void assert_mostly_close(const char *what, Tensor got, Tensor expected, double bound, double least, double share);
 void assert_same_bits(const char *what, Tensor got, Tensor expected);
 
 /* A device of this name with its kernels, or NULL, said in words, where this processor has no such instructions. */

@@ -17,7 +17,7 @@ typedef struct {
     const Placement *placement;
     Found *found;
     bool *used; /* of the files' tensors, file after file */
-    Trouble missing, unused, misshapen, twice;
+    Trouble missing, unused, misshapen;
 } Binding;
 
 __attribute__((format(printf, 2, 3))) static void note(Trouble *t, const char *format, ...) {
@@ -114,11 +114,7 @@ static void note_unused(Binding *b) {
     int64_t at = 0;
     for (int i = 0; i < s->file_count; i++) {
         for (int64_t k = 0; k < s->files[i].count; k++, at++) {
-            const char *name = s->files[i].tensors[k].name;
-            bool again = false;
-            for (int j = 0; j < i && !again; j++) again = safetensors_find(&s->files[j], name);
-            if (again) note(&b->twice, "%s", text_shown(name).text);
-            else if (!b->used[at]) note(&b->unused, "%s", text_shown(name).text);
+            if (!b->used[at]) note(&b->unused, "%s", text_shown(s->files[i].tensors[k].name).text);
         }
     }
 }
@@ -127,8 +123,8 @@ static bool report(const Binding *b, Error *e) {
     const struct {
         const Trouble *trouble;
         const char *what;
-    } all[] = {{&b->missing, "missing"}, {&b->misshapen, "of another shape or type"}, {&b->unused, "not used"}, {&b->twice, "twice there"}};
-    char text[sizeof(Trouble) * 4] = "";
+    } all[] = {{&b->missing, "missing"}, {&b->misshapen, "of another shape or type"}, {&b->unused, "not used"}};
+    char text[sizeof(Trouble) * COUNT(all)] = "";
     for (size_t i = 0; i < COUNT(all); i++) {
         size_t n = strlen(text);
         int64_t count = all[i].trouble->count;

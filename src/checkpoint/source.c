@@ -39,11 +39,21 @@ static int find_file(const Source *s, const char *name) {
     return -1;
 }
 
+/* Every tensor of a shard is there by the index's word, so none is there twice. */
+static bool check_shard(const Safetensors *f, const char *path, const json_t *map, Error *e) {
+    for (int64_t i = 0; i < f->count; i++) {
+        const char *name = f->tensors[i].name, *said = json_string_value(json_object_get(map, name));
+        if (said && strcmp(said, base_name(f->path.text)) == 0) continue;
+        return fail(e, EXIT_DATA, "tensor %s is in %s, where the index does not have it; %s; download both again", text_shown(name).text,
+                    base_name(f->path.text), path);
+    }
+    return true;
+}
+
 /* The shards that an index names, each of which must hold exactly the tensors that the index says. */
 static bool add_shards(Source *s, const char *path, const json_t *map, Error *e) {
     const char *tensor;
     json_t *value;
-    int64_t held = 0;
     if (!json_is_object(map)) return fail(e, EXIT_DATA, "the index has no \"weight_map\"; %s; download it again", path);
     json_object_foreach((json_t *)map, tensor, value) {
         const char *name = json_string_value(value);
@@ -55,10 +65,10 @@ static bool add_shards(Source *s, const char *path, const json_t *map, Error *e)
                         text_shown(name).text, path);
         }
     }
-    for (int i = 0; i < s->file_count; i++) held += s->files[i].count;
-    if (held == (int64_t)json_object_size(map)) return true;
-    return fail(e, EXIT_DATA, "the shards hold %lld tensors, the index names %zu; %s; download them again", (long long)held,
-                json_object_size(map), path);
+    for (int i = 0; i < s->file_count; i++) {
+        if (!check_shard(&s->files[i], path, map, e)) return false;
+    }
+    return true;
 }
 
 static bool add_model(Source *s, Error *e) {

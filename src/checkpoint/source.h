@@ -37,7 +37,7 @@ bool source_open(Source *s, const char *path, bool state, Error *e);
 void source_close(Source *s);
 
 /* Where each tensor of `p` lies: found[i * PLACED_KINDS + kind], for weights and, with `state`, for all that `p` keeps; the caller
- * frees. NULL and EXIT_DATA, with the names, when tensors are missing, unused, misshapen or twice there. */
+ * frees. NULL and EXIT_DATA, with the names, when tensors are missing, unused or misshapen. (Twice there, source_open refuses.) */
 Found *source_bind(const Source *s, const Placement *p, bool state, Error *e);
 
 /* Reads some of the elements [at, at + count) of what was found, beginning with the first, as `type`. Returns how many there are in

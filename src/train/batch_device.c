@@ -9,8 +9,7 @@ static void write_ints(Run *r, Tensor t, const int32_t *host) {
     device_write(r->model.compute, t, host);
 }
 
-/* Sums trained and real positions over all ranks, and uploads every micro-batch. */
-static void upload(Run *r) {
+void run_upload(Run *r) {
     double counts[2] = {0}, rows[4096];
     for (int64_t i = 0; i < r->micro_batches; i++) {
         MicroBatch *m = &r->micro[i];
@@ -45,7 +44,7 @@ void run_load_batch(Run *r, int64_t step) {
         batch_fill(b, r->tokens, c->train_seed, first, world, r->micro[i].sequences, c->train_sequence_length, r->spec->window);
         first += world * r->micro[i].sequences;
     }
-    upload(r);
+    run_upload(r);
 }
 
 void run_load_in_order(Run *r, int64_t first_piece) {
@@ -55,7 +54,7 @@ void run_load_in_order(Run *r, int64_t first_piece) {
         batch_fill_in_order(&r->batch[i], r->tokens, first, world, r->micro[i].sequences, c->train_sequence_length, r->spec->window);
         first += world * r->micro[i].sequences;
     }
-    upload(r);
+    run_upload(r);
 }
 
 void run_begin_pass(Run *r, bool training) {

@@ -107,9 +107,8 @@ static void make_update_due(Run *r, int64_t step, StepResult *out) {
     if (c->optimizer_update == UPDATE_BLOCKING) store_flush(r->store);
 }
 
-bool train_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e) {
+bool train_loaded_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e) {
     *out = (StepResult){.step = step};
-    run_load_batch(r, step);
     run_begin_pass(r, true);
     forward(r);
     head(r, true);
@@ -121,6 +120,11 @@ bool train_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e) {
     out->finite = out->gradient.finite && isfinite(out->loss);
     make_update_due(r, step, out);
     return true;
+}
+
+bool train_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e) {
+    run_load_batch(r, step);
+    return train_loaded_step(r, step, stop, out, e);
 }
 
 /* ---- Forward only ------------------------------------------------------------------------------ */

@@ -358,17 +358,15 @@ void KERNEL(attention)(Stream *s, const void *args) {
 static void find_delta(void *context, int64_t index, int worker) {
     (void)worker;
     const AttentionArgs *a = context;
-    int64_t tokens = a->q.dim[0], heads = a->q.dim[1], d = a->q.dim[2];
-    REAL dout_buffer[MAX_HEAD_SIZE], out_buffer[MAX_HEAD_SIZE];
+    const Tensor out = a->out, dout = a->dout;
+    int64_t tokens = out.dim[0], heads = out.dim[1], d = out.dim[2];
     for (int64_t t = index * CHUNK; t < min64((index + 1) * CHUNK, tokens); t++) {
         for (int64_t h = 0; h < heads; h++) {
-            const REAL *dout = row_load(a->dout, t * heads + h, dout_buffer);
-            const REAL *out = row_load(a->out, t * heads + h, out_buffer);
+            int64_t row = (t * heads + h) * d;
             Vector sum = {0};
-            int64_t c = 0;
-            for (; c + LANES <= d; c += LANES) sum += vector_load(dout + c) * vector_load(out + c);
-            if (c < d) sum += vector_load_part(dout + c, d - c) * vector_load_part(out + c, d - c);
-            ((REAL *)a->delta.data)[h * tokens + t] = vector_sum(sum);
+            for (int64_t c = 0; c < d; c += LANES)
+                sum += vector_get(dout, row + c, d - c) * vector_get(out, row + c, d - c);
+            value_put(a->delta, h * tokens + t, vector_sum(sum));
         }
     }
 }

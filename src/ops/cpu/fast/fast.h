@@ -72,17 +72,6 @@ static inline void vector_store(REAL *p, Vector v) {
     *(LooseVector *)p = v;
 }
 
-/* The first n (1 to LANES) elements at p; the other lanes are 0 and not read. */
-static inline Vector vector_load_part(const REAL *p, int64_t n) {
-    Vector v = {0};
-    memcpy(&v, p, (size_t)n * sizeof(REAL));
-    return v;
-}
-
-static inline void vector_store_part(REAL *p, Vector v, int64_t n) {
-    memcpy(p, &v, (size_t)n * sizeof(REAL));
-}
-
 /* What the vector types have no operator for. vector_max and vector_min are, lane by lane, a > b ? a : b and a < b
  * ? a : b: a NaN in a is lost, one in b is kept. vector_sqrt is correctly rounded. Spelled out for x86: left to
  * the compiler, these often end up lane by lane. */
@@ -204,7 +193,8 @@ enum { EXP_DEGREE = 13, EXP_FRACTION = 52, EXP_BIAS = 1023 };
 #endif
 
 static inline Vector vector_exp(Vector x) {
-    static const REAL factorial[] = {1, 1, 2, 6, 24, 120, 720, 5040, 40320, 362880, 3628800, 39916800, 479001600, 6227020800};
+    static const REAL factorial[] = {1,    1,     2,      6,       24,       120,       720,
+                                     5040, 40320, 362880, 3628800, 39916800, 479001600, 6227020800};
     enum { OFFSET = 2 * EXP_BIAS }; /* makes n positive: its half is then a shift */
     x = vector_max(vector_all(EXP_LOWEST), vector_min(vector_all(EXP_HIGHEST), x));
     Vector rounded = x * EXP_LOG2E + EXP_ROUND;
@@ -217,10 +207,6 @@ static inline Vector vector_exp(Vector x) {
     Vector first = (Vector)((half - OFFSET / 2 + EXP_BIAS) << EXP_FRACTION);
     Vector second = (Vector)((shifted - half - OFFSET / 2 + EXP_BIAS) << EXP_FRACTION);
     return series * first * second;
-}
-
-static inline REAL real_exp(REAL x) {
-    return vector_exp(vector_all(x))[0];
 }
 
 /* ---- Rows of tensors as REALs ----------------------------------------------------------------- */
@@ -271,46 +257,10 @@ static inline bool type_fast(Type t) {
 }
 #endif
 
-/* `count` values from element `first`: where they lie when the tensor holds REALs, else widened into `buffer`. */
-static inline const REAL *values_load(Tensor t, int64_t first, int64_t count, REAL *buffer) {
-    MUST(type_fast(t.type));
-    if (t.type == REAL_TYPE) return (const REAL *)t.data + first;
-    values_widen(buffer, (const uint16_t *)t.data + first, count);
-    return buffer;
-}
-
-/* Where to compute `count` values from element `first` on: in place or in `buffer`. values_store brings them home. */
-static inline REAL *values_place(Tensor t, int64_t first, REAL *buffer) {
-    MUST(type_fast(t.type));
-    return t.type == REAL_TYPE ? (REAL *)t.data + first : buffer;
-}
-
-static inline void values_store(Tensor t, int64_t first, int64_t count, const REAL *values) {
-    MUST(type_fast(t.type));
-    if (t.type == BF16) {
-        values_narrow((uint16_t *)t.data + first, values, count);
-        return;
-    }
-    REAL *home = (REAL *)t.data + first;
-    if (home != values) memmove(home, values, (size_t)count * sizeof(REAL));
-}
-
 /* A row is the last dimension; rows are counted over all the others: head h of token t of [T, heads, d] is row t
  * heads + h. */
 static inline int64_t row_width(Tensor t) {
     return t.dim[t.dims - 1];
-}
-
-static inline const REAL *row_load(Tensor t, int64_t row, REAL *buffer) {
-    return values_load(t, row * row_width(t), row_width(t), buffer);
-}
-
-static inline REAL *row_place(Tensor t, int64_t row, REAL *buffer) {
-    return values_place(t, row * row_width(t), buffer);
-}
-
-static inline void row_store(Tensor t, int64_t row, const REAL *values) {
-    values_store(t, row * row_width(t), row_width(t), values);
 }
 
 /* ---- Vectors of tensors ----------------------------------------------------------------------- */
@@ -322,8 +272,10 @@ static inline REAL value_get(Tensor t, int64_t i) {
 }
 
 static inline void value_put(Tensor t, int64_t i, REAL x) {
-    if (t.type == REAL_TYPE) ((REAL *)t.data)[i] = x;
-    else ((uint16_t *)t.data)[i] = bf16_from_float((float)x);
+    if (t.type == REAL_TYPE)
+        ((REAL *)t.data)[i] = x;
+    else
+        ((uint16_t *)t.data)[i] = bf16_from_float((float)x);
 }
 
 /* A loop over a row goes in steps of LANES and hands each step the number of values that are left, `left`. Of a
@@ -348,9 +300,12 @@ static inline Vector vector_get_or(Tensor t, int64_t i, int64_t left, Vector oth
 }
 
 static inline void vector_put(Tensor t, int64_t i, int64_t left, Vector v) {
-    if (left < LANES) vector_put_last(t, i, left, v);
-    else if (t.type == REAL_TYPE) vector_store((REAL *)t.data + i, v);
-    else vector_to_bf16((uint16_t *)t.data + i, v);
+    if (left < LANES)
+        vector_put_last(t, i, left, v);
+    else if (t.type == REAL_TYPE)
+        vector_store((REAL *)t.data + i, v);
+    else
+        vector_to_bf16((uint16_t *)t.data + i, v);
 }
 
 /* As a tensor of type t would hold it. */
@@ -366,8 +321,10 @@ static inline Vector vector_get_or(Tensor t, int64_t i, int64_t left, Vector oth
 }
 
 static inline void vector_put(Tensor t, int64_t i, int64_t left, Vector v) {
-    if (left < LANES) vector_put_last(t, i, left, v);
-    else vector_store((REAL *)t.data + i, v);
+    if (left < LANES)
+        vector_put_last(t, i, left, v);
+    else
+        vector_store((REAL *)t.data + i, v);
 }
 
 static inline Vector vector_rounded(Type t, Vector v) {

@@ -27,6 +27,8 @@ typedef struct {
     int64_t c_row;
     REAL alpha;
     bool add;
+    const char *ahead; /* two cache lines to ask for, and again `ahead_step` bytes on, at each step of depth */
+    int64_t ahead_step;
 } Tile;
 
 /* Rows are reached from one pointer in three: two of three addresses are then base + row or base + 2 row, which the processor
@@ -43,7 +45,11 @@ INLINE void tile_product(const Tile *t, const int rows, const int vectors) {
     const REAL *left[TILE_ROWS / 3];
     UNROLLED for (int i = 0; i < TILE_ROWS / 3; i++) left[i] = t->left + 3 * i * row;
     const REAL *right = t->right;
+    const char *ahead = t->ahead;
     for (int64_t p = t->depth; p > 0; p--) {
+        __builtin_prefetch(ahead, 0, 2);
+        __builtin_prefetch(ahead + 64, 0, 2);
+        ahead += t->ahead_step;
         Vector b[TILE_VECTORS];
         UNROLLED for (int v = 0; v < vectors; v++) b[v] = vector_load(right + v * LANES);
         UNROLLED for (int i = 0; i < rows; i++) {
@@ -313,49 +319,78 @@ static void rows_ask(Operand o, int64_t first, int64_t end, int64_t width) {
     }
 }
 
-/* Rows [row, row + rows) of one block of k, to `c`, which are rows of REALs. */
-static void strip_run(const Product *p, Right right, int64_t row, int64_t rows, REAL *c, int64_t c_row, bool add, REAL *buffer) {
-    Operand a = {element_at(p->a, row, 0), p->a.type, p->a.row, p->a.column};
-    Left left = left_get(buffer, a, rows, p->k, p->m - row);
-    Tile t = {.depth = p->k, .left = left.data, .left_row = left.row, .left_step = left.step, .right_step = right.step,
-              .c_row = c_row, .alpha = p->alpha, .add = add};
-    int64_t ask = rows, ask_end = a.column == 1 ? min64(rows + TILE_ROWS, p->m - row) : 0;
-    int64_t ask_share = ceil_div(TILE_ROWS, ceil_div(p->n, TILE_COLUMNS));
-    for (int64_t j = 0; j < p->n; j += TILE_COLUMNS, ask += ask_share) {
-        rows_ask(a, ask, min64(ask + ask_share, ask_end), p->k);
-        t.right = right.data + j / TILE_COLUMNS * right.panel;
-        t.c = c + j;
-        tile_run(t, rows, min64(TILE_COLUMNS, p->n - j));
-    }
-}
-
 /* One block of k (all of p.k). Sums that cannot go straight home wait in `sums`, `c_row` apart: every strip in rows of its own
  * when `keep`, until the last block; else all in the same rows. */
 typedef struct {
     bool first, last;
     REAL *sums, *left;
     int64_t sums_row;
+    Product next; /* the block after this one, or nothing */
 } Phase;
 
-static void block_run(const Product *p, Right right, Phase phase) {
-    bool direct = is_direct(p->c), keep = !(phase.first && phase.last);
+/* What the kernel asks the memory for in its `tile`th tile of a block, so that it is near when the next block is packed: columns of
+ * two cache lines of b and a where these lie in rows along n and m. Then nothing but what is near anyway. */
+typedef struct {
+    const char *data;
+    int64_t step;
+} Ahead;
+
+static Ahead ahead_of(const Product *next, int64_t tile, const void *near) {
+    const int64_t width = 128 / (int64_t)sizeof(REAL) * (next->b.type == BF16 ? 2 : 1);
+    int64_t b_columns = next->b.column == 1 ? ceil_div(next->n, width) : 0;
+    if (tile < b_columns) return (Ahead){element_at(next->b, 0, tile * width), element_bytes(next->b) * next->b.row};
+    tile -= b_columns;
+    int64_t a_columns = next->a.row == 1 ? ceil_div(next->m, width) : 0;
+    if (tile < a_columns) return (Ahead){element_at(next->a, tile * width, 0), element_bytes(next->a) * next->a.column};
+    return (Ahead){near, 0};
+}
+
+/* Rows [row, row + rows) of one block of k, to `c`, which are rows of REALs. */
+static void strip_run(const Product *p, Right right, int64_t row, int64_t rows, REAL *c, int64_t c_row, bool add,
+                      const Phase *phase) {
+    Operand a = {element_at(p->a, row, 0), p->a.type, p->a.row, p->a.column};
+    Left left = left_get(phase->left, a, rows, p->k, p->m - row);
+    Tile t = {.depth = p->k, .left = left.data, .left_row = left.row, .left_step = left.step, .right_step = right.step,
+              .c_row = c_row, .alpha = p->alpha, .add = add};
+    int64_t tile = row / TILE_ROWS * ceil_div(p->n, TILE_COLUMNS);
+    int64_t ask = rows, ask_end = a.column == 1 ? min64(rows + TILE_ROWS, p->m - row) : 0;
+    int64_t ask_share = ceil_div(TILE_ROWS, ceil_div(p->n, TILE_COLUMNS));
+    for (int64_t j = 0; j < p->n; j += TILE_COLUMNS, ask += ask_share) {
+        rows_ask(a, ask, min64(ask + ask_share, ask_end), p->k);
+        t.right = right.data + j / TILE_COLUMNS * right.panel;
+        t.c = c + j;
+        Ahead ahead = ahead_of(&phase->next, tile++, right.data);
+        t.ahead = ahead.data;
+        t.ahead_step = ahead.step;
+        tile_run(t, rows, min64(TILE_COLUMNS, p->n - j));
+    }
+}
+
+static void block_run(const Product *p, Right right, const Phase *phase) {
+    bool direct = is_direct(p->c), keep = !(phase->first && phase->last);
     int64_t strips = ceil_div(p->m, TILE_ROWS);
     for (int64_t s = 0, row = 0; s < strips; s++) {
         int64_t rows = p->m / strips + (s < p->m % strips); /* strips of equal height */
         if (direct) {
             REAL *c = result_at(p->c, row, 0);
-            strip_run(p, right, row, rows, c, p->c.row, p->c.add || !phase.first, phase.left);
+            strip_run(p, right, row, rows, c, p->c.row, p->c.add || !phase->first, phase);
         } else {
-            REAL *sums = phase.sums + (keep ? row * phase.sums_row : 0);
-            strip_run(p, right, row, rows, sums, phase.sums_row, !phase.first, phase.left);
-            if (phase.last) {
+            REAL *sums = phase->sums + (keep ? row * phase->sums_row : 0);
+            strip_run(p, right, row, rows, sums, phase->sums_row, !phase->first, phase);
+            if (phase->last) {
                 Result home = p->c;
                 home.data = result_at(p->c, row, 0);
-                sums_home(home, sums, phase.sums_row, rows, p->n);
+                sums_home(home, sums, phase->sums_row, rows, p->n);
             }
         }
         row += rows;
     }
+}
+
+/* The block at (i, j, k), as large as blocks are; empty beyond the end. */
+static Product block_at(const Product *p, int64_t i, int64_t j, int64_t k, int64_t height) {
+    if (j >= p->n) return (Product){0};
+    return product_part(p, i, j, k, min64(height, p->m - i), min64(GEMM_COLUMNS, p->n - j), min64(GEMM_DEPTH, p->k - k));
 }
 
 void KERNEL(gemm)(const Product *p, REAL *scratch) {
@@ -365,11 +400,11 @@ void KERNEL(gemm)(const Product *p, REAL *scratch) {
         for (int64_t i = 0; i < p->m; i += height) {
             int64_t k = 0;
             do { /* once for k = 0, too: the sum of nothing is 0 */
-                int64_t depth = min64(GEMM_DEPTH, p->k - k);
-                Product part = product_part(p, i, j, k, min64(height, p->m - i), min64(GEMM_COLUMNS, p->n - j), depth);
-                Phase phase = {k == 0, k + depth == p->k, sums, left, GEMM_COLUMNS};
-                block_run(&part, right_get(right, &part), phase);
-                k += depth;
+                Product block = block_at(p, i, j, k, height);
+                Phase phase = {.first = k == 0, .last = k + block.k == p->k, .sums = sums, .left = left, .sums_row = GEMM_COLUMNS};
+                phase.next = phase.last ? block_at(p, i, j + GEMM_COLUMNS, 0, height) : block_at(p, i, j, k + block.k, height);
+                block_run(&block, right_get(right, &block), &phase);
+                k += block.k;
             } while (k < p->k);
         }
     }
@@ -377,8 +412,9 @@ void KERNEL(gemm)(const Product *p, REAL *scratch) {
 
 void KERNEL(gemm_packed)(const Product *p, const REAL *right, REAL *scratch) {
     MUST(p->k <= GEMM_DEPTH);
-    Phase phase = {true, true, scratch + GEMM_LEFT, scratch, ceil_div(p->n, TILE_COLUMNS) * TILE_COLUMNS};
-    block_run(p, (Right){right, TILE_COLUMNS * p->k, TILE_COLUMNS}, phase);
+    Phase phase = {.first = true, .last = true, .sums = scratch + GEMM_LEFT, .left = scratch,
+                   .sums_row = ceil_div(p->n, TILE_COLUMNS) * TILE_COLUMNS};
+    block_run(p, (Right){right, TILE_COLUMNS * p->k, TILE_COLUMNS}, &phase);
 }
 
 Product KERNEL(gemm_turn)(Product p) {

@@ -53,8 +53,12 @@ static inline Operand operand_transposed(Operand o) {
     return (Operand){o.data, o.type, o.column, o.row};
 }
 
+static inline int64_t element_bytes(Operand o) {
+    return o.type == BF16 ? 2 : (int64_t)sizeof(REAL);
+}
+
 static inline const void *element_at(Operand o, int64_t i, int64_t j) {
-    return (const char *)o.data + (size_t)(i * o.row + j * o.column) * (o.type == BF16 ? 2 : sizeof(REAL));
+    return (const char *)o.data + (i * o.row + j * o.column) * element_bytes(o);
 }
 
 static inline void *result_at(Result c, int64_t i, int64_t j) {

@@ -1,0 +1,74 @@
+/* Ranks for tests: `world` Runs in this process, each on a thread of its own, opened from settings as a command would open them; and
+ * the whole tensors of the model, put together from what every rank holds. Whatever fails, fails the test. */
+#ifndef MOP_RANKS_H
+#define MOP_RANKS_H
+
+#include "train/session.h"
+
+typedef struct {
+    int world;
+    const char *spec;      /* path of a config.json, or its text when it begins with '{' */
+    const char *documents; /* JSONL text to train on; NULL: data.path of the settings, or without one blank sequences */
+    const char *yaml;      /* text of the configuration; NULL: defaults */
+    const char *sets[24];  /* "key=value", up to the first NULL */
+    bool unlimited;        /* arenas without limit, instead of the plan's sizes */
+} RanksSetup;
+
+typedef struct {
+    int world;
+    Config config;
+    Spec spec;
+    Tokens *tokens; /* NULL: none */
+    Wire **wires;
+    Price *price;   /* [world]; the plan's, or empty when unlimited */
+    Run **run;      /* [world] */
+    Error *error;   /* [world]: of the last ranks_try */
+} Ranks;
+
+/* Weights are store_initialise's, from train.seed. */
+Ranks *ranks_open(RanksSetup setup);
+void ranks_close(Ranks *r);
+
+/* body(run, context, &error) on every rank at once. A rank that returns false poisons the wire, as in a session. ranks_run: none may
+ * fail. ranks_try: true when none failed; r->error says what each met. */
+typedef bool (*RanksBody)(Run *run, void *context, Error *e);
+void ranks_run(Ranks *r, RanksBody body, void *context);
+bool ranks_try(Ranks *r, RanksBody body, void *context);
+
+/* Steps first, first + 1, ... (`count` of them). out [count] (may be NULL) gets their results, which must be the same bits on all ranks. */
+void ranks_train(Ranks *r, int64_t first, int64_t count, StepResult *out);
+
+/* ---- Whole tensors, by their Hugging Face names ------------------------------------------------ */
+
+typedef struct {
+    char name[200];
+    int dims;
+    int64_t dim[2], count;
+    double *value; /* [count]; every type fits */
+} NamedTensor;
+
+typedef struct {
+    int64_t count;
+    NamedTensor *tensor; /* by name */
+} Collection;
+
+/* Every element must be owned by exactly one rank, and every other rank that holds it must hold the same bits. Applies due updates
+ * first, except for gradients. */
+Collection ranks_collect(Ranks *r, StoreKind kind);
+void collection_free(Collection *c);
+NamedTensor *collection_find(const Collection *c, const char *name);
+/* Writes c's values into every rank's store. */
+void ranks_put(Ranks *r, StoreKind kind, const Collection *c);
+/* Writes one element on one rank that holds it; false when that rank does not. */
+bool ranks_poke(Ranks *r, int rank, StoreKind kind, const char *name, int64_t element, double value);
+
+/* The difference's norm is at most bound x max(the tensor's norm, 1e-3 of the norm of all). */
+void assert_collections_close(const char *what, const Collection *got, const Collection *expected, double bound);
+void assert_collections_same_bits(const char *what, const Collection *got, const Collection *expected);
+/* Loss, norm, rate and load, to the bit. */
+void assert_results_same_bits(const char *what, const StepResult *got, const StepResult *expected, int64_t count);
+
+/* JSONL of documents of pseudo-random tokens below `vocabulary`, of lengths 1 .. longest; freed by the caller. */
+char *random_documents(int documents, int longest, int vocabulary, uint64_t seed);
+
+#endif
