@@ -48,7 +48,7 @@ test-faults:
 	$(call make,fuzz,all,build clang)
 	ctest --preset fuzz $(JOBS)
 
-bench:
+bench: $(TEXT)
 	$(call make,default,bench,build)
 
 format:

@@ -1,8 +1,11 @@
 /* Whole training steps of three models: the example, one with many experts, one of half a billion parameters. Prints the median step,
  * the FLOP rate of its own charge, and memory; a JSON line each. Usage: bench_steps [TEXT] [example|many|half]...
  *
+ * After the counted steps one more is profiled: time by op, and what is left (waiting for other ranks, and the host's own work).
+ *
  * The same shapes and batches as the PyTorch measurements in docs/performance.md: compare in the same hour on the same machine.
  */
+#include "ops/kernels.h"
 #include "plan/plan.h"
 
 #include <math.h>
@@ -33,6 +36,8 @@ typedef struct {
     double seconds[16], loss;
     int64_t flops;
     size_t memory;
+    Meter profile; /* of one more step, rank 0 */
+    double profiled;
 } Result;
 
 static int ascending(const void *a, const void *b) {
@@ -57,6 +62,38 @@ static bool measure(Session *s, Run *r, Error *e) {
     for (int k = 0; k < COMPONENT_COUNT; k++) out->flops += r->device->meter.flops[k];
     out->memory = run_memory(r);
     return true;
+}
+
+static bool measure_and_profile(Session *s, Run *r, Error *e) {
+    Result *out = s->context;
+    StepResult step;
+    if (!measure(s, r, e)) return false;
+    meter_clear(r->device);
+    r->device->profile = true;
+    double start = seconds_now();
+    if (!train_step(r, out->of->steps + 2, false, &step, e)) return false;
+    if (r->comm.mesh.rank != 0) return true;
+    out->profiled = seconds_now() - start;
+    out->profile = r->device->meter;
+    return true;
+}
+
+/* The ops that took 1 % of the step or more, longest first. */
+static void report_profile(const Result *r) {
+    double left = r->profiled;
+    bool shown[OP_COUNT] = {false};
+    for (int n = 0; n < OP_COUNT; n++) {
+        int at = -1;
+        for (int op = 0; op < OP_COUNT; op++)
+            if (!shown[op] && (at < 0 || r->profile.op[op].seconds > r->profile.op[at].seconds)) at = op;
+        const OpCount *c = &r->profile.op[at];
+        shown[at] = true;
+        left -= c->seconds;
+        if (c->seconds < 0.01 * r->profiled) continue;
+        printf("    %-22s %5.1f %%  %8.4f s  %6lld calls  %7.1f GFLOP/s  %6.1f GB/s\n", op_name((Op)at), 100 * c->seconds / r->profiled, c->seconds,
+               (long long)c->calls, (double)c->flops / c->seconds / 1e9, (double)c->bytes / c->seconds / 1e9);
+    }
+    printf("    %-22s %5.1f %%  %8.4f s\n", "waiting and the host", 100 * left / r->profiled, left);
 }
 
 static void report(const Case *c, int ranks, int threads, const Result *r, const char *type) {
@@ -86,11 +123,13 @@ static int run_case(const Case *c, const char *text, const char *type, int ranks
     int code = EXIT_DONE;
     if (!config_read_text(&config, yaml, strlen(yaml), "bench", NULL, 0, &e)) code = error_print(&e);
     else if (!session_open(&s, &config, &e) || !session_data(&s, &e)) code = error_print(&e);
-    else code = session_run(&s, plan_price, measure, &result);
+    else code = session_run(&s, plan_price, measure_and_profile, &result);
     session_close(&s);
     config_close(&config);
     unlink(model);
-    if (code == EXIT_DONE) report(c, ranks, threads, &result, type);
+    if (code != EXIT_DONE) return code;
+    report(c, ranks, threads, &result, type);
+    report_profile(&result);
     return code;
 }
 

@@ -1,5 +1,6 @@
-/* Kill -9 at random points of saving. A child of two ranks resumes and saves step after step, keeping two; it tells of each save
- * that has returned, and is killed. Whatever then is named a checkpoint must be whole, and no older than what was told. */
+/* Kill -9 at random points of saving. A child of two ranks resumes and saves step after step, keeping two; it
+ * tells of each save that has returned, and is killed. Whatever then is named a checkpoint must be whole, and
+ * no older than what was told. */
 #ifndef MOP_CHECKPOINT_KILLS_H
 #define MOP_CHECKPOINT_KILLS_H
 
@@ -47,9 +48,11 @@ static inline bool resume_whole(Rank *r, void *context, Error *e) {
     ResumeReport report;
     if (!checkpoint_resume(r->checkpoints, &report, e)) return false;
     if (report.damaged > 0) return differs(e, "not whole: %s", report.damage);
-    if (report.state.step < *told) return differs(e, "step %lld, after %lld was saved", (long long)report.state.step, (long long)*told);
+    if (report.state.step < *told)
+        return differs(e, "step %lld, after %lld was saved", (long long)report.state.step, (long long)*told);
     if (!report.found) return true;
-    return state_equals(&report.state, report.state.step) ? content_check(r, (uint64_t)report.state.step, e) : differs(e, "another state");
+    return state_equals(&report.state, report.state.step) ? content_check(r, (uint64_t)report.state.step, e)
+                                                          : differs(e, "another state");
 }
 
 static inline void kill_trials(int trials, uint64_t seed) {

@@ -1,5 +1,5 @@
-/* Ranks for tests of checkpoints: threads, each with a real store, whose contents are a function of (tensor, kind, element) and so
- * can be checked after any change of layout. */
+/* Ranks for tests of checkpoints: threads, each with a real store, whose contents are a function of (tensor,
+ * kind, element) and so can be checked after any change of layout. */
 #ifndef MOP_CHECKPOINT_RANKS_H
 #define MOP_CHECKPOINT_RANKS_H
 
@@ -48,7 +48,8 @@ typedef struct {
     Checkpoints *checkpoints;
 } Rank;
 
-/* One rank's part of a test. It must not assert (that belongs to the test's own thread) but return false and say why. */
+/* One rank's part of a test. It must not assert (that belongs to the test's own thread) but return false and
+ * say why. */
 typedef bool (*RankTask)(Rank *r, void *context, Error *e);
 
 typedef struct {
@@ -73,11 +74,12 @@ static inline bool rank_open(Rank *r, RankThread *t, Error *e) {
     const size_t capacity[4] = {1 << 22, 1 << 22, 1 << 22, 1 << 22};
     if (!config_read(&c, NULL, sets, COUNT(sets), e)) return false;
     const Kernels *kernels = kernels_for("cpu", e);
-    bool done = kernels && mesh_plan(&r->mesh, &c, p->world, t->rank, e) && (r->device = device_open("cpu", 1, kernels, e)) &&
-                comm_open(&r->comm, &r->mesh, t->wire, r->device, e) && spec_read(&r->spec, path, e) &&
-                (r->store = store_open(&c, &r->spec, &r->comm, capacity, e)) && (r->tokenizer = tokenizer_open(NULL, e)) &&
-                (r->checkpoints = checkpoints_open_sharded(p->run, p->base ? p->base : "", &r->spec, c.compute_type, r->store,
-                                                           r->tokenizer, &r->comm, p->shard ? p->shard : placement_shard, e));
+    bool done =
+        kernels && mesh_plan(&r->mesh, &c, p->world, t->rank, e) && (r->device = device_open("cpu", 1, kernels, e)) &&
+        comm_open(&r->comm, &r->mesh, t->wire, r->device, e) && spec_read(&r->spec, path, e) &&
+        (r->store = store_open(&c, &r->spec, &r->comm, capacity, e)) && (r->tokenizer = tokenizer_open(NULL, e)) &&
+        (r->checkpoints = checkpoints_open_sharded(p->run, p->base ? p->base : "", &r->spec, c.compute_type, r->store,
+                                                   r->tokenizer, &r->comm, p->shard ? p->shard : placement_shard, e));
     config_close(&c);
     return done;
 }
@@ -86,7 +88,8 @@ static inline void *rank_main(void *context) {
     RankThread *t = context;
     Rank r = {.plan = t->plan};
     t->done = rank_open(&r, t, &t->error) && t->task(&r, t->context, &t->error);
-    if (!t->done && t->error.code == EXIT_DONE) differs(&t->error, "rank %d: a check failed and did not say which", t->rank);
+    if (!t->done && t->error.code == EXIT_DONE)
+        differs(&t->error, "rank %d: a check failed and did not say which", t->rank);
     checkpoints_close(r.checkpoints);
     tokenizer_close(r.tokenizer);
     if (r.store) store_close(r.store);
@@ -172,7 +175,7 @@ static inline bool content_check(Rank *r, uint64_t seed, Error *e) {
                 }
                 if (!same)
                     return differs(e, "rank %d: %s element %lld of kind %d is another", r->mesh.rank, slices[i].name,
-                                (long long)(slices[i].first + j), content_kinds[k]);
+                                   (long long)(slices[i].first + j), content_kinds[k]);
             }
         }
     }
@@ -180,8 +183,12 @@ static inline bool content_check(Rank *r, uint64_t seed, Error *e) {
 }
 
 static inline TrainState content_state(int64_t step) {
-    return (TrainState){.step = step, .updates = step - 1, .tokens = 1000 * step, .sequences = 8 * step,
-                        .data_hash = 0xfedcba9876543210u, .config_hash = 0x8000000000000001u};
+    return (TrainState){.step = step,
+                        .updates = step - 1,
+                        .tokens = 1000 * step,
+                        .sequences = 8 * step,
+                        .data_hash = 0xfedcba9876543210u,
+                        .config_hash = 0x8000000000000001u};
 }
 
 /* The seed of the contents at a step: a checkpoint whose parts come from different steps does not pass. */

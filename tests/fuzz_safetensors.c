@@ -1,4 +1,5 @@
-/* Any bytes as a safetensors file: refused with a sentence, or opened with tensors that lie inside the file, one after another. */
+/* Any bytes as a safetensors file: refused with a sentence, or opened with tensors that lie inside the file,
+ * one after another. */
 #define _GNU_SOURCE
 #include "checkpoint/safetensors.h"
 #include <stdlib.h>

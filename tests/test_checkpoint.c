@@ -1,9 +1,9 @@
-/* Checkpoints: any layout reads any other's to the bit, damage is found wherever it is, a failed save leaves no trace, weights
- * come in every spelling that Hugging Face has. */
+/* Checkpoints: any layout reads any other's to the bit, damage is found wherever it is, a failed save leaves no
+ * trace, weights come in every spelling that Hugging Face has. */
 #define _GNU_SOURCE
-#include "checkpoint_kills.h"
 #include "base/file.h"
 #include "checkpoint/source.h"
+#include "checkpoint_kills.h"
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -28,7 +28,8 @@ static bool resume(Rank *r, void *context, Error *e) {
     int64_t step = *(const int64_t *)context;
     content_fill(r, 999);
     if (!checkpoint_resume(r->checkpoints, &report, e)) return false;
-    if (!report.found || !state_equals(&report.state, step)) return differs(e, "step %lld instead", (long long)report.state.step);
+    if (!report.found || !state_equals(&report.state, step))
+        return differs(e, "step %lld instead", (long long)report.state.step);
     return content_check(r, (uint64_t)step, e);
 }
 
@@ -37,7 +38,10 @@ static void a_checkpoint_saved_on_four_ranks_loads_on_one_two_three_and_eight(vo
     static const struct {
         const char *fixture, *type;
         int64_t shard;
-    } rows[] = {{"olmoe", "fp32", 0}, {"qwen3_moe", "bf16", 20000}, {"mixtral", "fp64", 30000}, {"qwen3_moe_window", "fp32", 0}};
+    } rows[] = {{"olmoe", "fp32", 0},
+                {"qwen3_moe", "bf16", 20000},
+                {"mixtral", "fp64", 30000},
+                {"qwen3_moe_window", "fp32", 0}};
     static const int layouts[][3] = {{1, 1, 1}, {2, 2, 1}, {2, 1, 2}, {3, 3, 3}, {8, 4, 8}}; /* world, dense, expert */
     int64_t step = 5;
     for (size_t i = 0; i < COUNT(rows); i++) {
@@ -65,7 +69,8 @@ static void a_checkpoint_does_not_depend_on_the_layout_that_wrote_it(void **stat
         Error e = {0};
         ranks_run(&plan, save_step_5, NULL);
         size_t bytes;
-        char *text = file_read(path_join(run.text, "ckpt/step-00000005/optim-00001-of-00001.safetensors").text, 1 << 24, &bytes, &e);
+        char *text = file_read(path_join(run.text, "ckpt/step-00000005/optim-00001-of-00001.safetensors").text, 1 << 24,
+                               &bytes, &e);
         assert_non_null(text);
         if (!first) {
             first = text;
@@ -145,8 +150,10 @@ static void check_flips(const char *directory, const char *name, int64_t count) 
         int64_t bit = (bits - 1) * i / (count - 1);
         Error e = {0};
         flip(path.text, bit);
-        if (checkpoint_verify(directory, &e)) fail_msg("bit %lld of %s was flipped and not found", (long long)bit, name);
-        if (e.code != EXIT_DATA || !strstr(e.text, name)) fail_msg("bit %lld of %s: error[%d] %s", (long long)bit, name, e.code, e.text);
+        if (checkpoint_verify(directory, &e))
+            fail_msg("bit %lld of %s was flipped and not found", (long long)bit, name);
+        if (e.code != EXIT_DATA || !strstr(e.text, name))
+            fail_msg("bit %lld of %s: error[%d] %s", (long long)bit, name, e.code, e.text);
         flip(path.text, bit);
     }
 }
@@ -221,14 +228,18 @@ static void a_missing_longer_or_shorter_file_is_damage(void **state) {
     (void)state;
     Path run = scratch_make();
     RankPlan plan = {"olmoe", "fp32", 1, 1, 1, run.text, NULL, 0};
-    static const char *const names[] = {"model.safetensors", "optim-00001-of-00001.safetensors", "state.json", "manifest.json"};
+    static const char *const names[] = {"model.safetensors", "optim-00001-of-00001.safetensors", "state.json",
+                                        "manifest.json"};
     for (size_t i = 0; i < COUNT(names); i++) {
         for (int change = -1; change <= 1; change++) {
             ranks_run(&plan, save_step_5, NULL);
-            Path directory = path_join(snapshot_parent(run.text).text, "step-00000005"), path = path_join(directory.text, names[i]);
+            Path directory = path_join(snapshot_parent(run.text).text, "step-00000005"),
+                 path = path_join(directory.text, names[i]);
             Error e = {0}, errors[1] = {{0}};
-            if (change) assert_int_equal(truncate(path.text, size_of(path.text) + change), 0);
-            else assert_int_equal(unlink(path.text), 0);
+            if (change)
+                assert_int_equal(truncate(path.text, size_of(path.text) + change), 0);
+            else
+                assert_int_equal(unlink(path.text), 0);
             assert_false(checkpoint_verify(directory.text, &e));
             assert_int_equal(e.code, EXIT_DATA);
             assert_false(ranks_try(&plan, load_damaged, directory.text, errors));
@@ -331,8 +342,8 @@ static bool load_weights(Rank *r, void *context, Error *e) {
             char element[256];
             uint64_t bits = 0;
             store_copy_out(r->store, &slices[i], STORE_MASTER, j, 1, &bits);
-            int bytes = snprintf(element, sizeof element, "%s %lld %llx", slices[i].name, (long long)(slices[i].first + j),
-                                 (unsigned long long)bits);
+            int bytes = snprintf(element, sizeof element, "%s %lld %llx", slices[i].name,
+                                 (long long)(slices[i].first + j), (unsigned long long)bits);
             XXH128_hash_t h = XXH3_128bits(element, (size_t)bytes);
             pthread_mutex_lock(&l->lock);
             l->hash.low64 += h.low64;
@@ -343,7 +354,8 @@ static bool load_weights(Rank *r, void *context, Error *e) {
     return true;
 }
 
-static XXH128_hash_t weights_of(const char *fixture, const char *type, int world, int dense, int expert, const char *path) {
+static XXH128_hash_t weights_of(const char *fixture, const char *type, int world, int dense, int expert,
+                                const char *path) {
     RankPlan plan = {fixture, type, world, dense, expert, "", NULL, 0};
     Loaded l = {.path = path, .lock = PTHREAD_MUTEX_INITIALIZER};
     ranks_run(&plan, load_weights, &l);
@@ -362,7 +374,8 @@ static void fused_weights_load_like_one_tensor_an_expert_in_any_layout(void **st
         assert_true(XXH128_isEqual(expected, weights_of(fixtures[i], "fp32", 1, 1, 1, fused)));
         assert_true(XXH128_isEqual(expected, weights_of(fixtures[i], "fp32", 3, 3, 3, fused)));
         assert_true(XXH128_isEqual(expected, weights_of(fixtures[i], "fp32", 4, 2, 4, directory)));
-        assert_true(XXH128_isEqual(expected, weights_of(fixtures[i], "bf16", 2, 2, 2, fused))); /* the masters are fp32 */
+        assert_true(
+            XXH128_isEqual(expected, weights_of(fixtures[i], "bf16", 2, 2, 2, fused))); /* the masters are fp32 */
     }
 }
 
@@ -390,7 +403,8 @@ static void write_changed(const char *fixture, json_t *changes, const char *dire
     uint64_t bytes = strlen(text);
     assert_true(safetensors_read(&f, f.data, (size_t)(f.bytes - f.data), data, &e));
     FILE *out = fopen(path_join(directory, name).text, "wb");
-    assert_int_equal(fwrite(&bytes, 8, 1, out) + fwrite(text, bytes, 1, out) + fwrite(data, (size_t)(f.bytes - f.data), 1, out), 3);
+    assert_int_equal(
+        fwrite(&bytes, 8, 1, out) + fwrite(text, bytes, 1, out) + fwrite(data, (size_t)(f.bytes - f.data), 1, out), 3);
     assert_int_equal(fclose(out), 0);
     free(text);
     free(data);
@@ -412,18 +426,23 @@ static void assert_refused(const char *fixture, const char *path, const char *me
 static void missing_unused_and_misshapen_tensors_are_named(void **state) {
     (void)state;
     Path scratch = scratch_make(), path = path_join(scratch.text, "model.safetensors");
-    write_changed("olmoe", json_pack("{s:s}", "model.norm.weight", "model.norm.extra"), scratch.text, "model.safetensors");
+    write_changed("olmoe", json_pack("{s:s}", "model.norm.weight", "model.norm.extra"), scratch.text,
+                  "model.safetensors");
     assert_refused("olmoe", path.text, "1 missing (model.norm.weight), 1 not used (model.norm.extra)");
-    write_changed("olmoe", json_pack("{s:{s:[i,i]}}", "model.layers.1.mlp.experts.2.up_proj.weight", "shape", 24, 16), scratch.text,
+    write_changed("olmoe", json_pack("{s:{s:[i,i]}}", "model.layers.1.mlp.experts.2.up_proj.weight", "shape", 24, 16),
+                  scratch.text, "model.safetensors");
+    assert_refused("olmoe", scratch.text,
+                   "model.layers.1.mlp.experts.2.up_proj.weight F32 [24, 16] instead of [16, 24]");
+    write_changed("olmoe", json_pack("{s:{s:s}}", "model.embed_tokens.weight", "dtype", "I32"), scratch.text,
                   "model.safetensors");
-    assert_refused("olmoe", scratch.text, "model.layers.1.mlp.experts.2.up_proj.weight F32 [24, 16] instead of [16, 24]");
-    write_changed("olmoe", json_pack("{s:{s:s}}", "model.embed_tokens.weight", "dtype", "I32"), scratch.text, "model.safetensors");
     assert_refused("olmoe", scratch.text, "model.embed_tokens.weight I32 [67, 24]");
-    write_changed("qwen3_moe", json_pack("{s:s}", "model.norm.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"), scratch.text,
-                  "model.safetensors");
+    write_changed("qwen3_moe", json_pack("{s:s}", "model.norm.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+                  scratch.text, "model.safetensors");
     assert_refused("qwen3_moe", scratch.text, "not used (model.layers.0.self_attn.rotary_emb.inv_freq)");
-    assert_refused("olmoe", "tests/fixtures/mixtral/model.safetensors", "missing (model.layers.0.self_attn.q_norm.weight");
-    assert_refused("mixtral", "tests/fixtures/olmoe/model-fused.safetensors", "not used (model.layers.0.self_attn.k_norm.weight");
+    assert_refused("olmoe", "tests/fixtures/mixtral/model.safetensors",
+                   "missing (model.layers.0.self_attn.q_norm.weight");
+    assert_refused("mixtral", "tests/fixtures/olmoe/model-fused.safetensors",
+                   "not used (model.layers.0.self_attn.k_norm.weight");
     assert_refused("olmoe", "tests/fixtures", "neither model.safetensors nor");
     assert_refused("olmoe", "tests/nowhere", "No such file");
     scratch_remove(scratch.text);
@@ -474,7 +493,8 @@ static void a_tensor_in_two_shards_is_named(void **state) {
     assert_true(json_write_file(index, path_join(scratch.text, "model.safetensors.index.json").text, &e));
     json_decref(index);
     safetensors_close(&f);
-    assert_refused("olmoe", scratch.text, "tensor model.norm.weight is in a.safetensors, where the index does not have it");
+    assert_refused("olmoe", scratch.text,
+                   "tensor model.norm.weight is in a.safetensors, where the index does not have it");
     scratch_remove(scratch.text);
 }
 
@@ -503,21 +523,24 @@ static int quietly(int (*command)(int, char **), const char *const *arguments) {
 
 static void an_export_is_the_model_its_licence_and_nothing_else(void **state) {
     (void)state;
-    Path run = scratch_make(), base = scratch_make(), out = path_join(run.text, "out"), narrow = path_join(run.text, "narrow");
+    Path run = scratch_make(), base = scratch_make(), out = path_join(run.text, "out"),
+         narrow = path_join(run.text, "narrow");
     write_text(base.text, "LICENSE", "do what is right\n");
     write_text(base.text, "README.md", "---\nlanguage: en\nlicense: apache-2.0\n---\n# Base\n");
     RankPlan plan = {"olmoe", "fp32", 2, 2, 2, run.text, base.text, 40000};
     ranks_run(&plan, save_step_5, NULL);
     Path checkpoint = path_join(snapshot_parent(run.text).text, "step-00000005");
     assert_int_equal(RUN(export_command, "export", run.text, "--out", out.text), EXIT_DONE);
-    assert_true(XXH128_isEqual(weights_of("olmoe", "fp32", 1, 1, 1, checkpoint.text), weights_of("olmoe", "fp32", 1, 1, 1, out.text)));
+    assert_true(XXH128_isEqual(weights_of("olmoe", "fp32", 1, 1, 1, checkpoint.text),
+                               weights_of("olmoe", "fp32", 1, 1, 1, out.text)));
     assert_int_equal(entries_of(out.text), 7); /* model, config, generation_config, tokenizer twice, README, LICENSE */
     Error e = {0};
     size_t bytes;
     char *card = file_read(path_join(out.text, "README.md").text, 1 << 20, &bytes, &e);
     assert_non_null(strstr(card, "\nlicense: apache-2.0\n"));
     free(card);
-    assert_int_equal(RUN(export_command, "export", checkpoint.text, "--dtype", "bf16", "--out", narrow.text), EXIT_DONE);
+    assert_int_equal(RUN(export_command, "export", checkpoint.text, "--dtype", "bf16", "--out", narrow.text),
+                     EXIT_DONE);
     Spec s;
     assert_true(spec_read(&s, path_join(narrow.text, "config.json").text, &e));
     assert_string_equal(json_string_value(json_object_get(s.source, "torch_dtype")), "bfloat16");
@@ -531,7 +554,8 @@ static void an_export_is_the_model_its_licence_and_nothing_else(void **state) {
     assert_int_equal(RUN(export_command, "export", base.text, "--out", path_join(run.text, "none").text), EXIT_DATA);
     int64_t before = entries_of(run.text);
     flip(path_join(checkpoint.text, "model-00001-of-00003.safetensors").text, 8 * 20000);
-    assert_int_equal(RUN(export_command, "export", checkpoint.text, "--out", path_join(run.text, "none").text), EXIT_DATA);
+    assert_int_equal(RUN(export_command, "export", checkpoint.text, "--out", path_join(run.text, "none").text),
+                     EXIT_DATA);
     assert_int_equal(entries_of(run.text), before);
     scratch_remove(run.text);
     scratch_remove(base.text);

@@ -1,4 +1,5 @@
-/* The safetensors format: malformed files are refused by name, sound ones are read to the bit, and what we write is sound. */
+/* The safetensors format: malformed files are refused by name, sound ones are read to the bit, and what we
+ * write is sound. */
 #define _GNU_SOURCE
 #include "checkpoint/safetensors.h"
 #include <fcntl.h>
@@ -34,8 +35,9 @@ typedef struct {
 } Malformed;
 
 #define ONE(dtype, shape, offsets) "{\"a\":{\"dtype\":" dtype ",\"shape\":" shape ",\"data_offsets\":" offsets "}}"
-#define TWO(x, y) \
-    "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":" x "},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":" y "}}"
+#define TWO(x, y)                                                                                                      \
+    "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":" x                                                      \
+    "},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":" y "}}"
 
 static const Malformed malformed[] = {
     {"header of no bytes", "", 0, 0, EXIT_DATA, "less than the two bytes"},
@@ -50,12 +52,14 @@ static const Malformed malformed[] = {
     {"a list", "[]", 0, 0, EXIT_DATA, "does not begin with {"},
     {"a space first", " {}", 0, 0, EXIT_DATA, "does not begin with {"},
     {"not UTF-8", "{\"\xff\":1}", 0, 0, EXIT_DATA, "not valid JSON"},
-    {"a name twice", "{\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]},\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}}",
+    {"a name twice",
+     "{\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]},\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_"
+     "offsets\":[0,0]}}",
      0, 0, EXIT_DATA, "duplicate object key"},
     {"a name with NUL", "{\"a\\u0000\":1}", 0, 0, EXIT_DATA, "not valid JSON"},
     {"deep nesting",
-     "{\"a\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[",
-     0, 0, EXIT_DATA, "nested deeper"},
+     "{\"a\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", 0,
+     0, EXIT_DATA, "nested deeper"},
     {"metadata that is a list", "{\"__metadata__\":[]}", 0, 0, EXIT_DATA, "__metadata__ is not an object"},
     {"metadata with a number", "{\"__metadata__\":{\"format\":1}}", 0, 0, EXIT_DATA, "not text"},
     {"an entry that is a number", "{\"a\":1}", 0, 0, EXIT_DATA, "not an object"},
@@ -96,7 +100,8 @@ static void malformed_files_are_refused_by_name(void **state) {
         Safetensors f;
         Error e = {0};
         size_t bytes = strlen(m->header);
-        if (safetensors_open_fd(&f, file_of(bytes + (uint64_t)m->more, m->header, bytes, m->data), "bad.safetensors", &e))
+        if (safetensors_open_fd(&f, file_of(bytes + (uint64_t)m->more, m->header, bytes, m->data), "bad.safetensors",
+                                &e))
             fail_msg("%s: accepted", m->name);
         if (e.code != m->code || !strstr(e.text, m->message) || !strstr(e.text, "bad.safetensors"))
             fail_msg("%s: error[%d] \"%s\", expected error[%d] \"%s\"", m->name, e.code, e.text, m->code, m->message);
@@ -144,7 +149,8 @@ static void a_file_that_shrinks_while_open_is_an_error_not_a_crash(void **state)
 
 static void sound_files_are_read(void **state) {
     (void)state;
-    static const char header[] = "{\"__metadata__\":{\"format\":\"pt\"},\"of nothing\":{\"dtype\":\"F32\",\"shape\":[0,3],\"data_offsets\":[4,4]},"
+    static const char header[] = "{\"__metadata__\":{\"format\":\"pt\"},\"of "
+                                 "nothing\":{\"dtype\":\"F32\",\"shape\":[0,3],\"data_offsets\":[4,4]},"
                                  "\"scalar\":{\"dtype\":\"I32\",\"shape\":[],\"data_offsets\":[0,4],\"unknown\":1},"
                                  "\"z\":{\"dtype\":\"BOOL\",\"shape\":[3],\"data_offsets\":[4,7]}}   ";
     Safetensors f;
@@ -195,8 +201,16 @@ static void half_precision_numbers_convert_exactly(void **state) {
     static const struct {
         uint16_t half;
         double value;
-    } rows[] = {{0x0000, 0.0}, {0x3c00, 1.0}, {0xc000, -2.0}, {0x7bff, 65504.0}, {0x0400, 0x1p-14}, {0x0001, 0x1p-24},
-                {0x83ff, -1023 * 0x1p-24}, {0x3555, 0x1.554p-2}, {0x7c00, INFINITY}, {0xfc00, -INFINITY}};
+    } rows[] = {{0x0000, 0.0},
+                {0x3c00, 1.0},
+                {0xc000, -2.0},
+                {0x7bff, 65504.0},
+                {0x0400, 0x1p-14},
+                {0x0001, 0x1p-24},
+                {0x83ff, -1023 * 0x1p-24},
+                {0x3555, 0x1.554p-2},
+                {0x7c00, INFINITY},
+                {0xfc00, -INFINITY}};
     for (size_t i = 0; i < COUNT(rows); i++) {
         double x;
         float y;

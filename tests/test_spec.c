@@ -1,5 +1,5 @@
-/* config.json: both spellings say the same model, what mop cannot compute is refused by name, and shapes, names and counts are
- * those of the tensors that transformers wrote. */
+/* config.json: both spellings say the same model, what mop cannot compute is refused by name, and shapes, names
+ * and counts are those of the tensors that transformers wrote. */
 #include "model/model.h"
 #include <setjmp.h>
 #include <stdarg.h>
@@ -40,14 +40,27 @@ static void assert_same_model(Spec a, Spec b) {
     a.source = b.source = none;
     assert_ptr_equal(a.family, b.family);
     assert_memory_equal(a.dense, b.dense, sizeof a.dense);
-    int64_t whole[][2] = {{a.layers, b.layers}, {a.hidden, b.hidden}, {a.heads, b.heads}, {a.kv_heads, b.kv_heads},
-                          {a.head_dim, b.head_dim}, {a.vocabulary, b.vocabulary}, {a.experts, b.experts},
-                          {a.top_k, b.top_k}, {a.expert_hidden, b.expert_hidden}, {a.dense_hidden, b.dense_hidden},
-                          {a.window, b.window}, {a.moe_layers, b.moe_layers}, {a.qk_norm, b.qk_norm},
-                          {a.normalise_top_k, b.normalise_top_k}, {a.tied, b.tied}};
+    int64_t whole[][2] = {{a.layers, b.layers},
+                          {a.hidden, b.hidden},
+                          {a.heads, b.heads},
+                          {a.kv_heads, b.kv_heads},
+                          {a.head_dim, b.head_dim},
+                          {a.vocabulary, b.vocabulary},
+                          {a.experts, b.experts},
+                          {a.top_k, b.top_k},
+                          {a.expert_hidden, b.expert_hidden},
+                          {a.dense_hidden, b.dense_hidden},
+                          {a.window, b.window},
+                          {a.moe_layers, b.moe_layers},
+                          {a.qk_norm, b.qk_norm},
+                          {a.normalise_top_k, b.normalise_top_k},
+                          {a.tied, b.tied}};
     for (size_t i = 0; i < COUNT(whole); i++) assert_int_equal(whole[i][0], whole[i][1]);
-    double real[][2] = {{a.norm_epsilon, b.norm_epsilon}, {a.rope_theta, b.rope_theta}, {a.balance, b.balance},
-                        {a.initializer_range, b.initializer_range}, {a.router_z, b.router_z}};
+    double real[][2] = {{a.norm_epsilon, b.norm_epsilon},
+                        {a.rope_theta, b.rope_theta},
+                        {a.balance, b.balance},
+                        {a.initializer_range, b.initializer_range},
+                        {a.router_z, b.router_z}};
     for (size_t i = 0; i < COUNT(real); i++) assert_true(real[i][0] == real[i][1]);
 }
 
@@ -106,10 +119,11 @@ static void a_silent_config_means_the_defaults_of_its_class(void **state) {
         const char *fixture;
         double theta, epsilon, balance;
         bool normalise;
-    } rows[] = {{"olmoe", 1e4, 1e-5, 0.01, false}, {"qwen3_moe", 1e6, 1e-6, 0.001, false}, {"mixtral", 1e6, 1e-5, 0.001, true}};
-    static const char *const silent[] = {"rope_theta", "rope_scaling", "rms_norm_eps", "router_aux_loss_coef", "norm_topk_prob",
-                                         "initializer_range", "hidden_act", "tie_word_embeddings", "head_dim",
-                                         "sliding_window"};
+    } rows[] = {
+        {"olmoe", 1e4, 1e-5, 0.01, false}, {"qwen3_moe", 1e6, 1e-6, 0.001, false}, {"mixtral", 1e6, 1e-5, 0.001, true}};
+    static const char *const silent[] = {"rope_theta",     "rope_scaling",      "rms_norm_eps", "router_aux_loss_coef",
+                                         "norm_topk_prob", "initializer_range", "hidden_act",   "tie_word_embeddings",
+                                         "head_dim",       "sliding_window"};
     for (size_t i = 0; i < COUNT(rows); i++) {
         json_t *config = config_of(rows[i].fixture, "config-v4.json");
         for (size_t k = 0; k < COUNT(silent); k++) json_object_del(config, silent[k]);
@@ -144,7 +158,8 @@ static const Refusal refusals[] = {
     {"olmoe", "{\"quantization_config\": {\"bits\": 4}}", "\"quantization_config\" is"},
     {"olmoe", "{\"head_dim\": 8}", "share out hidden_size"},
     {"olmoe", "{\"hidden_act\": \"gelu\"}", "\"hidden_act\" is \"gelu\""},
-    {"olmoe", "{\"rope_parameters\": {\"rope_type\": \"yarn\", \"rope_theta\": 10000.0, \"factor\": 4}}", "type \"yarn\""},
+    {"olmoe", "{\"rope_parameters\": {\"rope_type\": \"yarn\", \"rope_theta\": 10000.0, \"factor\": 4}}",
+     "type \"yarn\""},
     {"olmoe", "{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}}", "type \"linear\""},
     {"olmoe", "{\"rope_scaling\": {\"rope_type\": \"default\", \"rope_theta\": 5}}", "differ"},
     {"olmoe", "{\"rope_scaling\": 4}", "must be an object"},
@@ -188,7 +203,8 @@ static const Refusal refusals[] = {
     {"mixtral", "{\"router_jitter_noise\": 0.1}", "\"router_jitter_noise\" is 0.1"},
     {"mixtral", "{\"sliding_window\": -5}", "an integer from 1 to"},
     {"mixtral",
-     "{\"hidden_size\": 1048576, \"intermediate_size\": 1048576, \"num_local_experts\": 4096, \"num_hidden_layers\": 512}",
+     "{\"hidden_size\": 1048576, \"intermediate_size\": 1048576, \"num_local_experts\": 4096, \"num_hidden_layers\": "
+     "512}",
      "more parameters than can be counted"},
 };
 
@@ -199,8 +215,10 @@ static void merge(json_t *config, const char *set) {
     assert_non_null(changes);
     json_object_foreach(changes, key, value) {
         const char *text = json_string_value(value);
-        if (text && strcmp(text, "DELETE") == 0) json_object_del(config, key);
-        else json_object_set(config, key, value);
+        if (text && strcmp(text, "DELETE") == 0)
+            json_object_del(config, key);
+        else
+            json_object_set(config, key, value);
     }
     json_decref(changes);
 }
@@ -310,7 +328,8 @@ static json_t *header_of(const char *fixture) {
     return header;
 }
 
-static int64_t check_tensor(json_t *header, const Spec *s, ParameterName p, int64_t layer, int64_t expert, Shape shape) {
+static int64_t check_tensor(json_t *header, const Spec *s, ParameterName p, int64_t layer, int64_t expert,
+                            Shape shape) {
     char name[200];
     spec_name(s, p, layer, expert, name, sizeof name);
     const json_t *stated = json_object_get(json_object_get(header, name), "shape");

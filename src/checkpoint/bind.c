@@ -1,5 +1,6 @@
-/* Which stored tensor is which of the model's: by name and shape, in the per-expert or the fused spelling. All that does not fit
- * is gathered first and said together, because one wrong config makes a thousand wrong tensors. */
+/* Which stored tensor is which of the model's: by name and shape, in the per-expert or the fused spelling. All
+ * that does not fit is gathered first and said together, because one wrong config makes a thousand wrong
+ * tensors. */
 #include "checkpoint/source.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -78,7 +79,8 @@ static Found look_fused(const Binding *b, const Placed *t, int *dims, int64_t di
 
 static void shape_text(int dims, const int64_t *dim, char *out, size_t bytes) {
     size_t n = 0;
-    for (int i = 0; i < dims && n < bytes; i++) n += (size_t)snprintf(out + n, bytes - n, i > 0 ? ", %lld" : "%lld", (long long)dim[i]);
+    for (int i = 0; i < dims && n < bytes; i++)
+        n += (size_t)snprintf(out + n, bytes - n, i > 0 ? ", %lld" : "%lld", (long long)dim[i]);
 }
 
 static bool fits(const Found *f, int dims, const int64_t *dim) {
@@ -105,8 +107,10 @@ static void bind_one(Binding *b, const Placed *t, StoreKind kind) {
         return;
     }
     bool first = mark(b, &f);
-    if (fits(&f, dims, dim)) b->found[(t - b->placement->tensors) * PLACED_KINDS + kind] = f;
-    else if (first) note_misshapen(b, f.tensor, dims, dim);
+    if (fits(&f, dims, dim))
+        b->found[(t - b->placement->tensors) * PLACED_KINDS + kind] = f;
+    else if (first)
+        note_misshapen(b, f.tensor, dims, dim);
 }
 
 static void note_unused(Binding *b) {
@@ -133,7 +137,8 @@ static bool report(const Binding *b, Error *e) {
                  all[i].trouble->names, count > NAMED ? ", ..." : "");
     }
     if (!*text) return true;
-    return fail(e, EXIT_DATA, "tensors do not fit the model: %s; %s; check that config.json belongs to them", text, b->source->path.text);
+    return fail(e, EXIT_DATA, "tensors do not fit the model: %s; %s; check that config.json belongs to them", text,
+                b->source->path.text);
 }
 
 Found *source_bind(const Source *s, const Placement *p, bool state, Error *e) {

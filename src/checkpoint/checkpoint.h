@@ -1,15 +1,16 @@
 /* Checkpoints: a run's state on the disk, whole or not there at all, and free of any layout.
  *
- *     RUN/ckpt/step-00001200/   config.json, generation_config.json, tokenizer files, model*.safetensors (and index)
- *                                                       a Hugging Face directory: transformers loads it as it is
- *                               optim-*.safetensors     NAME.exp_avg, NAME.exp_avg_sq, of bf16 runs NAME.master (placement.h)
- *                               state.json              TrainState, compute type, version
- *                               manifest.json           hash of every byte of all these (manifest.h)
+ *     RUN/ckpt/step-00001200/
+ *         config.json, generation_config.json, tokenizer files, model*.safetensors (and index)
+ *                                 a Hugging Face directory: transformers loads it as it is
+ *         optim-*.safetensors     NAME.exp_avg, NAME.exp_avg_sq, of bf16 runs NAME.master (placement.h)
+ *         state.json              TrainState, compute type, version
+ *         manifest.json           hash of every byte of all these (manifest.h)
  *
- * Saving: rank 0 makes step-N.tmp-<random>/ with the files at full size; every rank writes the slices it owns where they belong and
- * hashes them as they pass; all is fdatasynced; rank 0 writes the manifest, fsyncs it and the directory, renames it, fsyncs the
- * parent. Killed anywhere, what is named step-N is whole. Loading reads slices by name and range, so any layout reads any other's,
- * and verifies every extent that it reads.
+ * Saving: rank 0 makes step-N.tmp-<random>/ with the files at full size; every rank writes the slices it owns
+ * where they belong and hashes them as they pass; all is fdatasynced; rank 0 writes the manifest, fsyncs it and
+ * the directory, renames it, fsyncs the parent. Killed anywhere, what is named step-N is whole. Loading reads
+ * slices by name and range, so any layout reads any other's, and verifies every extent that it reads.
  *
  * Functions with a Comm are called by all ranks together, and return the same on all, with the same Error. */
 #ifndef MOP_CHECKPOINT_H
@@ -38,44 +39,48 @@ typedef struct {
     bool found; /* false: the run has no checkpoint, start from the beginning */
     char directory[4096];
     TrainState state;
-    int64_t damaged;    /* newer checkpoints that were passed over */
-    char damage[2048];  /* why the newest of them was */
+    int64_t damaged;   /* newer checkpoints that were passed over */
+    char damage[2048]; /* why the newest of them was */
 } ResumeReport;
 
 /* A rank's way to checkpoints, opened once: what saving needs is allocated here. */
 typedef struct Checkpoints Checkpoints;
 
-/* `run`: its directory; "" where nothing will be saved or resumed. All arguments must live until checkpoints_close; `tokenizer`
- * may be NULL (none is written). `base`: the directory that weights first came from, whose licence goes with every checkpoint, or
- * "". `type` is the run's compute type. Not collective. */
-Checkpoints *checkpoints_open(const char *run, const char *base, const Spec *spec, Type type, Store *store, const Tokenizer *tokenizer,
-                              Comm *comm, Error *e);
+/* `run`: its directory; "" where nothing will be saved or resumed. All arguments must live until
+ * checkpoints_close; `tokenizer` may be NULL (none is written). `base`: the directory that weights first came
+ * from, whose licence goes with every checkpoint, or "". `type` is the run's compute type. Not collective. */
+Checkpoints *checkpoints_open(const char *run, const char *base, const Spec *spec, Type type, Store *store,
+                              const Tokenizer *tokenizer, Comm *comm, Error *e);
 void checkpoints_close(Checkpoints *c);
 
-/* Writes RUN/ckpt/step-N, N = state->step, in place of one of that name. Flushes the store first. When it fails (EXIT_IO: disk
- * full, no rights), the temporary directory is removed, and every older checkpoint is as it was. `report` may be NULL. */
+/* Writes RUN/ckpt/step-N, N = state->step, in place of one of that name. Flushes the store first. When it fails
+ * (EXIT_IO: disk full, no rights), the temporary directory is removed, and every older checkpoint is as it was.
+ * `report` may be NULL. */
 bool checkpoint_save(Checkpoints *c, const TrainState *state, SaveReport *report, Error *e);
 /* Deletes all but the newest `last` checkpoints of the run (0: none). */
 bool checkpoint_keep(Checkpoints *c, int64_t last, Error *e);
 
-/* At the start of a run: removes what killed runs left, then loads weights, moments and state of the newest checkpoint that is whole.
- * Damaged ones are passed over and reported. It is an error when there are checkpoints and all are damaged, or when one is of
- * another model or compute type. */
+/* At the start of a run: removes what killed runs left, then loads weights, moments and state of the newest
+ * checkpoint that is whole. Damaged ones are passed over and reported. It is an error when there are
+ * checkpoints and all are damaged, or when one is of another model or compute type. */
 bool checkpoint_resume(Checkpoints *c, ResumeReport *report, Error *e);
 /* The same from one directory. Damage is EXIT_DATA; what the store then holds is undefined. */
 bool checkpoint_load(Checkpoints *c, const char *directory, TrainState *state, Error *e);
-/* Weights only, from a checkpoint, a Hugging Face directory or one .safetensors file, of any real type and in the per-expert or
- * fused spelling. Moments are left alone. */
+/* Weights only, from a checkpoint, a Hugging Face directory or one .safetensors file, of any real type and in
+ * the per-expert or fused spelling. Moments are left alone. */
 bool checkpoint_load_weights(Checkpoints *c, const char *path, Error *e);
 
-/* Reads every byte of a checkpoint and says whether it is the one that was written (EXIT_DATA: no, with file and tensor). Alone. */
+/* Reads every byte of a checkpoint and says whether it is the one that was written (EXIT_DATA: no, with file
+ * and tensor). Alone. */
 bool checkpoint_verify(const char *directory, Error *e);
 
-/* ---- Commands: argv[0] is the command's name; they print, and return the exit code. None needs ranks, all work while a run is
- * training. `ckpt diff` returns 1 when the two differ. -------------------------------------------- */
+/* ---- Commands ---------------------------------------------------------------------------------- */
 
-int checkpoint_command(int argc, char **argv); /* ckpt verify|list RUN-or-CHECKPOINT, ckpt prune RUN --keep K, ckpt diff A B */
-int inspect_command(int argc, char **argv);    /* inspect FILE.safetensors | CHECKPOINT | RUN */
-int export_command(int argc, char **argv);     /* export CHECKPOINT|RUN --out DIR [--dtype fp32|bf16|fp64] */
+/* argv[0] is the command's name; they print, and return the exit code. None needs ranks, and all work while a run
+ * is training. `ckpt diff` returns 1 when the two differ. */
+int checkpoint_command(int argc,
+                       char **argv); /* ckpt verify|list RUN-or-CHECKPOINT, ckpt prune RUN --keep K, ckpt diff A B */
+int inspect_command(int argc, char **argv); /* inspect FILE.safetensors | CHECKPOINT | RUN */
+int export_command(int argc, char **argv);  /* export CHECKPOINT|RUN --out DIR [--dtype fp32|bf16|fp64] */
 
 #endif

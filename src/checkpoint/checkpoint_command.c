@@ -1,5 +1,5 @@
-/* `mop ckpt`: verify, list, prune and compare checkpoints, without ranks and while a run goes on. What a run is about to rename or
- * delete may vanish under these commands; they then say so and end. */
+/* `mop ckpt`: verify, list, prune and compare checkpoints, without ranks and while a run goes on. What a run is
+ * about to rename or delete may vanish under these commands; they then say so and end. */
 #define _POSIX_C_SOURCE 200809L
 #include "checkpoint/checkpoints.h"
 #include "checkpoint/source.h"
@@ -11,7 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static const char usage[] = "mop ckpt verify CHECKPOINT|RUN; mop ckpt list RUN; mop ckpt prune RUN --keep K; mop ckpt diff A B";
+static const char usage[] =
+    "mop ckpt verify CHECKPOINT|RUN; mop ckpt list RUN; mop ckpt prune RUN --keep K; mop ckpt diff A B";
 
 static bool misused(const char *what, Error *e) {
     return fail(e, EXIT_USAGE, "%s; command line; use %s", what, usage);
@@ -121,7 +122,8 @@ bool checkpoints_print(const char *run, FILE *f, Error *e) {
     int64_t *steps, count;
     Path parent = snapshot_parent(run);
     if (!snapshots_list(parent.text, &steps, &count, e)) return false;
-    for (int64_t i = 0; i < count; i++) print_checkpoint(path_join(parent.text, snapshot_name(steps[i]).text).text, steps[i], f);
+    for (int64_t i = 0; i < count; i++)
+        print_checkpoint(path_join(parent.text, snapshot_name(steps[i]).text).text, steps[i], f);
     free(steps);
     if (count == 0) fprintf(f, "no checkpoints in %s\n", parent.text);
     return true;
@@ -172,7 +174,8 @@ static bool diff_tensor(Diff *d, const Placed *t, StoreKind kind, Error *e) {
     }
     char name[PLACED_NAME];
     placed_name(&d->placement, t, kind, name);
-    if (different) printf("%s: largest %.3g, relative %.3g\n", name, largest, norm > 0 ? sqrt(squares / norm) : INFINITY);
+    if (different)
+        printf("%s: largest %.3g, relative %.3g\n", name, largest, norm > 0 ? sqrt(squares / norm) : INFINITY);
     d->compared++;
     d->different += different;
     d->largest = fmax(d->largest, largest);
@@ -221,7 +224,8 @@ static bool diff(int argc, char **argv, bool *different, Error *e) {
         return false;
     bool done = diff_opened(&d, &a, &b, &spec, e);
     if (done)
-        printf("%lld of %lld tensors differ, by at most %.3g\n", (long long)d.different, (long long)d.compared, d.largest);
+        printf("%lld of %lld tensors differ, by at most %.3g\n", (long long)d.different, (long long)d.compared,
+               d.largest);
     *different = d.different > 0;
     spec_close(&spec);
     return done;
@@ -233,11 +237,16 @@ int checkpoint_command(int argc, char **argv) {
     Error e = {0};
     const char *verb = argc > 1 ? argv[1] : "";
     bool different = false;
-    if (strcmp(verb, "verify") == 0) verify(argc - 2, argv + 2, &e);
-    else if (strcmp(verb, "list") == 0) list(argc - 2, argv + 2, &e);
-    else if (strcmp(verb, "prune") == 0) prune(argc - 2, argv + 2, &e);
-    else if (strcmp(verb, "diff") == 0) diff(argc - 2, argv + 2, &different, &e);
-    else misused("what to do with checkpoints?", &e);
+    if (strcmp(verb, "verify") == 0)
+        verify(argc - 2, argv + 2, &e);
+    else if (strcmp(verb, "list") == 0)
+        list(argc - 2, argv + 2, &e);
+    else if (strcmp(verb, "prune") == 0)
+        prune(argc - 2, argv + 2, &e);
+    else if (strcmp(verb, "diff") == 0)
+        diff(argc - 2, argv + 2, &different, &e);
+    else
+        misused("what to do with checkpoints?", &e);
     if (e.code != EXIT_DONE) return error_print(&e);
     return different ? 1 : EXIT_DONE;
 }

@@ -1,5 +1,5 @@
-/* Opening a rank's way to checkpoints: all that saving needs in memory is sized and taken here, so that a save deep in a run does
- * not end for want of it (rank 0's manifest, made of everyone's hashes, is the exception). */
+/* Opening a rank's way to checkpoints: all that saving needs in memory is sized and taken here, so that a save
+ * deep in a run does not end for want of it (rank 0's manifest, made of everyone's hashes, is the exception). */
 #define _POSIX_C_SOURCE 200809L
 #include "checkpoint/checkpoints.h"
 #include <stdio.h>
@@ -18,7 +18,8 @@ static int64_t count_extents(const Checkpoints *c) {
         const Placed *t = slice_placed(c, &c->slices[i]);
         for (int kind = 0; kind < PLACED_KINDS; kind++) {
             bool written = t->at[kind].file >= 0 && c->slices[i].owner;
-            if (written) count += ceil_div(c->slices[i].count, EXTENT_BYTES / (int64_t)type_bytes(c->placement.type[kind]));
+            if (written)
+                count += ceil_div(c->slices[i].count, EXTENT_BYTES / (int64_t)type_bytes(c->placement.type[kind]));
         }
     }
     return count;
@@ -53,8 +54,8 @@ Checkpoints *checkpoints_open_sharded(const char *run, const char *base, const S
     return NULL;
 }
 
-Checkpoints *checkpoints_open(const char *run, const char *base, const Spec *spec, Type type, Store *store, const Tokenizer *tokenizer,
-                              Comm *comm, Error *e) {
+Checkpoints *checkpoints_open(const char *run, const char *base, const Spec *spec, Type type, Store *store,
+                              const Tokenizer *tokenizer, Comm *comm, Error *e) {
     return checkpoints_open_sharded(run, base, spec, type, store, tokenizer, comm, placement_shard, e);
 }
 

@@ -24,11 +24,11 @@ struct Checkpoints {
     Placement placement;
     const Slice *slices;
     int64_t slice_count;
-    char *buffer;              /* [EXTENT_BYTES] */
-    Written *written;          /* [written_room]: what this rank wrote */
+    char *buffer;     /* [EXTENT_BYTES] */
+    Written *written; /* [written_room]: what this rank wrote */
     int64_t written_count, written_room;
-    Written *round;            /* [(world + 1) WRITTEN_ROUND] */
-    int *fd;                   /* [file_count], -1: not open */
+    Written *round; /* [(world + 1) WRITTEN_ROUND] */
+    int *fd;        /* [file_count], -1: not open */
 };
 
 /* Slices are in the store's order; each is a part of one placed tensor. */
@@ -40,8 +40,8 @@ Checkpoints *checkpoints_open_sharded(const char *run, const char *base, const S
 
 /* ---- Files ------------------------------------------------------------------------------------ */
 
-/* Makes all files of a placement in `directory`, at full size and with their headers, so that a full disk shows before any data is
- * written. None of them may exist. EXIT_IO. */
+/* Makes all files of a placement in `directory`, at full size and with their headers, so that a full disk shows
+ * before any data is written. None of them may exist. EXIT_IO. */
 bool placed_files_make(const Placement *p, const char *directory, Error *e);
 /* pwrite until all is written; false: see errno. */
 bool write_whole(int fd, const void *data, size_t bytes, int64_t at);
@@ -55,7 +55,8 @@ bool generation_config_write(const char *directory, const json_t *config, Error 
 
 /* Copies one small file, if it is there; true when it was not. */
 bool small_file_copy(const char *from, const char *to, const char *name, Error *e);
-/* Licences go wherever the weights go: LICENSE and NOTICE files, and the name that a model card or state.json states ("" if none). */
+/* Licences go wherever the weights go: LICENSE and NOTICE files, and the name that a model card or state.json
+ * states ("" if none). */
 bool licence_copy(const char *from, const char *to, Error *e);
 typedef struct {
     char text[64];
@@ -64,7 +65,8 @@ Licence licence_of(const char *directory);
 
 /* ---- For commands ----------------------------------------------------------------------------- */
 
-/* The checkpoint that a user means: the directory itself where it has a config.json, else the newest of a run with a good manifest. */
+/* The checkpoint that a user means: the directory itself where it has a config.json, else the newest of a run
+ * with a good manifest. */
 bool checkpoint_named(const char *path, Path *out, Error *e);
 /* Every checkpoint of RUN, a line each. */
 bool checkpoints_print(const char *run, FILE *f, Error *e);

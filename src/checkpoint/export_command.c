@@ -1,10 +1,11 @@
-/* `mop export`: a clean Hugging Face directory out of a checkpoint, for others to load: weights of the type asked for, one tensor an
- * expert, config, tokenizer, a model card, the licence. Read piece by piece with every hash checked, so that no rank, no device and
- * little memory is needed. It appears under its name when it is complete. */
+/* `mop export`: a clean Hugging Face directory out of a checkpoint, for others to load: weights of the type
+ * asked for, one tensor an expert, config, tokenizer, a model card, the licence. Read piece by piece with every
+ * hash checked, so that no rank, no device and little memory is needed. It appears under its name when it is
+ * complete. */
 #define _POSIX_C_SOURCE 200809L
+#include "base/file.h"
 #include "checkpoint/checkpoints.h"
 #include "checkpoint/source.h"
-#include "base/file.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -25,7 +26,8 @@ typedef struct {
 
 /* ---- Weights ---------------------------------------------------------------------------------- */
 
-static bool write_tensor(const Placement *p, const Placed *t, Source *s, const Found *f, int fd, const char *path, Error *e) {
+static bool write_tensor(const Placement *p, const Placed *t, Source *s, const Found *f, int fd, const char *path,
+                         Error *e) {
     const Place *place = &t->at[STORE_WEIGHT];
     Type type = p->type[STORE_WEIGHT];
     int64_t each = (int64_t)type_bytes(type);
@@ -47,7 +49,8 @@ static bool write_file(const Export *x, const Placement *p, int file, Source *s,
         if (p->tensors[i].at[STORE_WEIGHT].file == file)
             done = write_tensor(p, &p->tensors[i], s, &found[i * PLACED_KINDS + STORE_WEIGHT], fd, path.text, e);
     }
-    if (done && fdatasync(fd) != 0) done = fail(e, EXIT_IO, "cannot write: %s; %s; check the disk", strerror(errno), path.text);
+    if (done && fdatasync(fd) != 0)
+        done = fail(e, EXIT_IO, "cannot write: %s; %s; check the disk", strerror(errno), path.text);
     close(fd);
     return done;
 }
@@ -77,14 +80,17 @@ static bool write_card(const Export *x, Error *e) {
     Licence licence = licence_of(x->source.text);
     text_add(&t, "---\nlibrary_name: transformers\npipeline_tag: text-generation\n");
     if (*licence.text) text_add(&t, "license: %s\n", licence.text);
-    text_add(&t, "---\n\n# %s\n\nA mixture-of-experts language model (`%s`), trained with mop %s.\n\n", x->spec.family->architecture,
-             x->spec.family->model_type, MOP_VERSION);
-    text_add(&t, "| | |\n|---|---|\n| parameters | %lld, of which %lld are active |\n| layers | %lld of width %lld |\n"
+    text_add(&t, "---\n\n# %s\n\nA mixture-of-experts language model (`%s`), trained with mop %s.\n\n",
+             x->spec.family->architecture, x->spec.family->model_type, MOP_VERSION);
+    text_add(&t,
+             "| | |\n|---|---|\n| parameters | %lld, of which %lld are active |\n| layers | %lld of width %lld |\n"
              "| experts | %lld of width %lld, %lld for each token |\n| vocabulary | %lld |\n| type | %s |\n",
-             (long long)spec_parameters(&x->spec), (long long)spec_active_parameters(&x->spec), (long long)x->spec.layers,
-             (long long)x->spec.hidden, (long long)x->spec.experts, (long long)x->spec.expert_hidden, (long long)x->spec.top_k,
-             (long long)x->spec.vocabulary, type_name(x->type));
-    text_add(&t, "\n```python\nfrom transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained(\".\")\n```\n");
+             (long long)spec_parameters(&x->spec), (long long)spec_active_parameters(&x->spec),
+             (long long)x->spec.layers, (long long)x->spec.hidden, (long long)x->spec.experts,
+             (long long)x->spec.expert_hidden, (long long)x->spec.top_k, (long long)x->spec.vocabulary,
+             type_name(x->type));
+    text_add(&t, "\n```python\nfrom transformers import AutoModelForCausalLM\nmodel = "
+                 "AutoModelForCausalLM.from_pretrained(\".\")\n```\n");
     Path path = path_join(x->making.text, "README.md");
     bool done = t.failed ? fail(e, EXIT_MEMORY, "out of memory for a model card; %s; free some memory", path.text)
                          : file_write(path.text, t.text, t.bytes, e);
@@ -100,9 +106,16 @@ static bool write_config(const Export *x, Error *e) {
 }
 
 static bool copy_small_files(const Export *x, Error *e) {
-    static const char *const names[] = {"tokenizer.json",     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                                        "chat_template.jinja", "generation_config.json", "vocab.json",             "merges.txt"};
-    if (!generation_config_write(x->making.text, x->spec.source, e)) return false; /* replaced where the source has one */
+    static const char *const names[] = {"tokenizer.json",
+                                        "tokenizer_config.json",
+                                        "special_tokens_map.json",
+                                        "added_tokens.json",
+                                        "chat_template.jinja",
+                                        "generation_config.json",
+                                        "vocab.json",
+                                        "merges.txt"};
+    if (!generation_config_write(x->making.text, x->spec.source, e))
+        return false; /* replaced where the source has one */
     for (size_t i = 0; i < COUNT(names); i++) {
         if (!small_file_copy(x->source.text, x->making.text, names[i], e)) return false;
     }
@@ -117,11 +130,16 @@ static bool misused(const char *what, Error *e) {
 
 static bool read_arguments(Export *x, int argc, char **argv, Error *e) {
     for (int i = 1; i < argc; i++) {
-        const char **value = strcmp(argv[i], "--out") == 0 ? &x->out : strcmp(argv[i], "--dtype") == 0 ? &x->dtype : NULL;
+        const char **value = strcmp(argv[i], "--out") == 0     ? &x->out
+                             : strcmp(argv[i], "--dtype") == 0 ? &x->dtype
+                                                               : NULL;
         if (value && (*value || i + 1 == argc)) return misused("--out and --dtype take one value each", e);
-        if (value) *value = argv[++i];
-        else if (argv[i][0] == '-' || x->from) return misused("export takes one checkpoint or run", e);
-        else x->from = argv[i];
+        if (value)
+            *value = argv[++i];
+        else if (argv[i][0] == '-' || x->from)
+            return misused("export takes one checkpoint or run", e);
+        else
+            x->from = argv[i];
     }
     return (x->from && x->out) || misused("export needs a checkpoint or run, and --out", e);
 }

@@ -1,8 +1,9 @@
-/* Loading: each rank reads the elements of its own slices, wherever the files have them. In the layout that saved, every extent is
- * read once; in another, little more than the slices.
+/* Loading: each rank reads the elements of its own slices, wherever the files have them. In the layout that
+ * saved, every extent is read once; in another, little more than the slices.
  *
- * Two kinds of failure are told apart: damage (the bytes are not those that were written), after which an older checkpoint may
- * serve, and everything else (another model, another compute type, a failing disk), after which none is tried. */
+ * Two kinds of failure are told apart: damage (the bytes are not those that were written), after which an older
+ * checkpoint may serve, and everything else (another model, another compute type, a failing disk), after which
+ * none is tried. */
 #define _POSIX_C_SOURCE 200809L
 #include "checkpoint/checkpoints.h"
 #include "checkpoint/source.h"
@@ -23,7 +24,8 @@ static bool load_slice(Checkpoints *c, Source *s, const Found *f, const Slice *s
     return true;
 }
 
-/* One kind of every slice, from the tensors of kind `from`. Weights go in as masters: where the two differ, both are set. */
+/* One kind of every slice, from the tensors of kind `from`. Weights go in as masters: where the two differ,
+ * both are set. */
 static bool load_kind(Checkpoints *c, Source *s, const Found *found, StoreKind kind, StoreKind from, Error *e) {
     for (int64_t i = 0; i < c->slice_count; i++) {
         const Slice *slice = &c->slices[i];
@@ -66,8 +68,11 @@ static bool check_state(const Checkpoints *c, const char *directory, TrainState 
     Type type;
     if (!state_read(directory, state, &type, e)) return false;
     if (type == c->type) return true;
-    return fail(e, EXIT_DATA, "the checkpoint is of an %s run, this is an %s run; %s; set compute.type to %s, or begin a new run with "
-                "model.path set to the checkpoint", type_name(type), type_name(c->type), directory, type_name(type));
+    return fail(
+        e, EXIT_DATA,
+        "the checkpoint is of an %s run, this is an %s run; %s; set compute.type to %s, or begin a new run with "
+        "model.path set to the checkpoint",
+        type_name(type), type_name(c->type), directory, type_name(type));
 }
 
 static Outcome load_here(Checkpoints *c, const char *directory, TrainState *state, Error *e) {
@@ -110,7 +115,8 @@ static bool list_together(Checkpoints *c, const char *parent, int64_t **steps, i
     if (!host_agree(c->comm, listed, e) || !host_gather(c->comm, counts, count, sizeof *counts, e)) return false;
     *count = counts[0];
     int64_t *all = calloc((size_t)(world * *count) + 1, sizeof *all), *own = calloc((size_t)*count + 1, sizeof *own);
-    bool here = (all && own) || fail(e, EXIT_MEMORY, "out of memory for a list of checkpoints; %s; free some memory", parent);
+    bool here =
+        (all && own) || fail(e, EXIT_MEMORY, "out of memory for a list of checkpoints; %s; free some memory", parent);
     if (here && first && *count) memcpy(own, *steps, (size_t)*count * sizeof *own);
     bool done = host_agree(c->comm, here, e) && host_gather(c->comm, all, own, (size_t)*count * sizeof *own, e);
     free(*steps);
@@ -137,7 +143,8 @@ bool checkpoint_resume(Checkpoints *c, ResumeReport *report, Error *e) {
         outcome = load_together(c, directory.text, &report->state, &own);
         if (outcome == LOAD_DONE) snprintf(report->directory, sizeof report->directory, "%s", directory.text);
         if (outcome == LOAD_FAILED) *e = own;
-        if (outcome == LOAD_DAMAGED && report->damaged++ == 0) snprintf(report->damage, sizeof report->damage, "%s", own.text);
+        if (outcome == LOAD_DAMAGED && report->damaged++ == 0)
+            snprintf(report->damage, sizeof report->damage, "%s", own.text);
     }
     free(steps);
     report->found = outcome == LOAD_DONE;

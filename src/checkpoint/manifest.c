@@ -1,5 +1,6 @@
-/* Writing and reading manifests. The text ends with its own hash at a fixed distance from its end, so one flipped bit in the
- * manifest is as visible as one in the weights; only then is it parsed, and still believed in nothing. */
+/* Writing and reading manifests. The text ends with its own hash at a fixed distance from its end, so one
+ * flipped bit in the manifest is as visible as one in the weights; only then is it parsed, and still believed
+ * in nothing. */
 #define _POSIX_C_SOURCE 200809L
 #include "checkpoint/manifest.h"
 #include "base/file.h"
@@ -38,7 +39,8 @@ static bool hash_from(const char *hex, XXH128_canonical_t *out) {
     static const char digits[] = "0123456789abcdef";
     if (!hex || strlen(hex) != HEX || strspn(hex, digits) != HEX) return false;
     for (size_t i = 0; i < sizeof out->digest; i++) {
-        size_t high = (size_t)(strchr(digits, hex[2 * i]) - digits), low = (size_t)(strchr(digits, hex[2 * i + 1]) - digits);
+        size_t high = (size_t)(strchr(digits, hex[2 * i]) - digits),
+               low = (size_t)(strchr(digits, hex[2 * i + 1]) - digits);
         out->digest[i] = (unsigned char)(high << 4 | low);
     }
     return true;
@@ -51,7 +53,8 @@ static void add_extents(Text *t, const ManifestFile *f, int64_t *next, int64_t e
     text_add(t, "[");
     for (bool first = true; *next < f->count && f->extents[*next].begin < end; first = false) {
         const Extent *x = &f->extents[(*next)++];
-        text_add(t, "%s[%lld,%lld,\"%s\"]", first ? "" : ",", (long long)x->begin, (long long)x->end, hex_of(x->hash).text);
+        text_add(t, "%s[%lld,%lld,\"%s\"]", first ? "" : ",", (long long)x->begin, (long long)x->end,
+                 hex_of(x->hash).text);
     }
     text_add(t, "]");
 }
@@ -87,7 +90,8 @@ static void add_file(Text *t, const ManifestFile *f, const Placement *p, int fil
 
 bool manifest_write(const Manifest *m, const Placement *p, const char *directory, Error *e) {
     Text t = {0};
-    text_add(&t, "{\"version\": %d, \"mop\": \"%s\", \"step\": %lld, \"files\": {", MANIFEST_VERSION, MOP_VERSION, (long long)m->step);
+    text_add(&t, "{\"version\": %d, \"mop\": \"%s\", \"step\": %lld, \"files\": {", MANIFEST_VERSION, MOP_VERSION,
+             (long long)m->step);
     for (int64_t f = 0; f < m->count; f++) add_file(&t, &m->files[f], p, (int)f);
     text_add(&t, "}");
     if (!t.failed) text_add(&t, "%s%s%s", trailer_begin, hex_of(extent_hash(t.text, t.bytes)).text, trailer_end);
@@ -101,7 +105,8 @@ bool manifest_write(const Manifest *m, const Placement *p, const char *directory
 /* ---- Reading ---------------------------------------------------------------------------------- */
 
 static bool bad(const char *path, const char *what, const char *name, Error *e) {
-    return fail(e, EXIT_DATA, "checkpoint is damaged: %s; %s%s%s; %s", what, path, *name ? ", file " : "", text_shown(name).text, advice);
+    return fail(e, EXIT_DATA, "checkpoint is damaged: %s; %s%s%s; %s", what, path, *name ? ", file " : "",
+                text_shown(name).text, advice);
 }
 
 static bool check_trailer(const char *text, size_t bytes, const char *path, Error *e) {
@@ -128,7 +133,8 @@ static bool take_extents(ManifestFile *f, const json_t *list) {
     json_array_foreach(list, i, entry) {
         const json_t *begin = json_array_get(entry, 0), *end = json_array_get(entry, 1);
         Extent *x = &f->extents[f->count++];
-        if (!json_is_integer(begin) || !json_is_integer(end) || !hash_from(json_string_value(json_array_get(entry, 2)), &x->hash))
+        if (!json_is_integer(begin) || !json_is_integer(end) ||
+            !hash_from(json_string_value(json_array_get(entry, 2)), &x->hash))
             return false;
         x->begin = json_integer_value(begin);
         x->end = json_integer_value(end);
@@ -161,7 +167,8 @@ static bool read_file(ManifestFile *f, const char *name, const json_t *file, con
     if (!is_plain(name)) return bad(path, "its manifest names a file that cannot be", name, e);
     snprintf(f->name, sizeof f->name, "%s", name);
     if (!json_int(file, "bytes", -1, 0, INT64_MAX, &f->bytes, path, e)) return false;
-    f->extents = calloc(count_extents(file) + 1, sizeof *f->extents); /* no more than the text that was read has brackets */
+    f->extents =
+        calloc(count_extents(file) + 1, sizeof *f->extents); /* no more than the text that was read has brackets */
     if (!f->extents) return fail(e, EXIT_MEMORY, "out of memory for a manifest; %s; free some memory", path);
     bool taken = take_extents(f, json_object_get(file, "extents"));
     json_object_foreach(json_object_get(file, "tensors"), tensor, list) taken = taken && take_extents(f, list);
@@ -174,7 +181,8 @@ static bool read_files(Manifest *m, const json_t *json, const char *path, Error 
     int64_t version;
     if (!json_int(json, "version", 0, 0, INT32_MAX, &version, path, e)) return false;
     if (version != MANIFEST_VERSION) {
-        return fail(e, EXIT_DATA, "checkpoint of version %lld, this mop reads version %d; %s; use the mop that wrote it",
+        return fail(e, EXIT_DATA,
+                    "checkpoint of version %lld, this mop reads version %d; %s; use the mop that wrote it",
                     (long long)version, MANIFEST_VERSION, path);
     }
     if (!json_int(json, "step", 0, 0, INT64_MAX, &m->step, path, e)) return false;
@@ -225,8 +233,10 @@ const Extent *manifest_extent(const ManifestFile *f, int64_t at) {
     MUST(at >= 0 && at < f->bytes);
     while (high - low > 1) {
         int64_t middle = low + (high - low) / 2;
-        if (f->extents[middle].begin <= at) low = middle;
-        else high = middle;
+        if (f->extents[middle].begin <= at)
+            low = middle;
+        else
+            high = middle;
     }
     return &f->extents[low];
 }
@@ -250,8 +260,12 @@ static bool hash_bytes(const Extent *x, int fd, const char *path, void *buffer, 
     for (int64_t at = x->begin; at < x->end;) {
         ssize_t n = pread(fd, buffer, (size_t)min64(EXTENT_BYTES, x->end - at), (off_t)at);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail(e, EXIT_IO, "cannot read: %s; %s, byte %lld; check the disk", strerror(errno), path, (long long)at);
-        if (n == 0) return fail(e, EXIT_DATA, "checkpoint is damaged: a file ends at byte %lld; %s; %s", (long long)at, path, advice);
+        if (n < 0)
+            return fail(e, EXIT_IO, "cannot read: %s; %s, byte %lld; check the disk", strerror(errno), path,
+                        (long long)at);
+        if (n == 0)
+            return fail(e, EXIT_DATA, "checkpoint is damaged: a file ends at byte %lld; %s; %s", (long long)at, path,
+                        advice);
         XXH3_128bits_update(state, buffer, (size_t)n);
         at += n;
     }
@@ -282,16 +296,16 @@ static bool check_size(const ManifestFile *f, int fd, const char *path, Error *e
     struct stat s;
     if (fstat(fd, &s) != 0) return fail(e, EXIT_IO, "cannot read: %s; %s; check the disk", strerror(errno), path);
     if (S_ISREG(s.st_mode) && s.st_size == f->bytes) return true;
-    return fail(e, EXIT_DATA, "checkpoint is damaged: a file has %lld bytes instead of %lld; %s; %s", (long long)s.st_size,
-                (long long)f->bytes, path, advice);
+    return fail(e, EXIT_DATA, "checkpoint is damaged: a file has %lld bytes instead of %lld; %s; %s",
+                (long long)s.st_size, (long long)f->bytes, path, advice);
 }
 
 bool manifest_verify_file(const ManifestFile *f, const char *directory, void *buffer, Error *e) {
     Path path = path_join(directory, f->name);
     int fd = open(path.text, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        return fail(e, errno == ENOENT ? EXIT_DATA : EXIT_IO, "checkpoint is damaged: cannot open: %s; %s; %s", strerror(errno),
-                    path.text, advice);
+        return fail(e, errno == ENOENT ? EXIT_DATA : EXIT_IO, "checkpoint is damaged: cannot open: %s; %s; %s",
+                    strerror(errno), path.text, advice);
     }
     bool sound = check_size(f, fd, path.text, e);
     for (int64_t i = 0; sound && i < f->count; i++) sound = extent_verify(&f->extents[i], fd, path.text, buffer, e);

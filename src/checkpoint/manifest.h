@@ -1,5 +1,5 @@
-/* The manifest of a checkpoint: what files it consists of, and the hash of every piece of them. It is written last, so that a
- * directory with a good manifest is a whole checkpoint.
+/* The manifest of a checkpoint: what files it consists of, and the hash of every piece of them. It is written
+ * last, so that a directory with a good manifest is a whole checkpoint.
  *
  *     {"version": 1, "mop": "0.1.0", "step": 1200, "files": {
  *        "model.safetensors": {"bytes": 99952,
@@ -8,8 +8,9 @@
  *        "config.json": {"bytes": 812, "extents": [[0, 812, "hash"]], "tensors": {}}, ...},
  *      "checksum": "hash of all text before this line"}
  *
- * An extent is a run of bytes [begin, end) of the file that one rank wrote, hashed while it was written (XXH3-128); of a tensor
- * it is at most EXTENT_BYTES long, so that reading any slice verifies little more than the slice. Extents cover every byte. */
+ * An extent is a run of bytes [begin, end) of the file that one rank wrote, hashed while it was written
+ * (XXH3-128); of a tensor it is at most EXTENT_BYTES long, so that reading any slice verifies little more than
+ * the slice. Extents cover every byte. */
 #ifndef MOP_MANIFEST_H
 #define MOP_MANIFEST_H
 
@@ -39,7 +40,7 @@ typedef struct {
 bool manifest_exists(const char *directory);
 /* EXIT_DATA when it is missing, was changed or does not cover its files. Looks at no other file. */
 bool manifest_read(Manifest *m, const char *directory, Error *e);
-void manifest_close(Manifest *m); /* of one that was read */
+void manifest_close(Manifest *m);                                       /* of one that was read */
 const ManifestFile *manifest_find(const Manifest *m, const char *name); /* NULL: not in it */
 /* The extent with byte `at`, which the file has. */
 const Extent *manifest_extent(const ManifestFile *f, int64_t at);

@@ -26,10 +26,11 @@ static bool reserve(int fd, int64_t bytes) {
 
 static bool make(const PlacedFile *f, const char *path, Error *e) {
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    bool done = fd >= 0 && reserve(fd, f->bytes) && write_whole(fd, f->header.text.text, f->header.text.bytes, 0) && fdatasync(fd) == 0;
+    bool done = fd >= 0 && reserve(fd, f->bytes) && write_whole(fd, f->header.text.text, f->header.text.bytes, 0) &&
+                fdatasync(fd) == 0;
     if (!done) {
-        fail(e, EXIT_IO, "cannot make a file of %lld bytes: %s; %s; free some space or check the disk", (long long)f->bytes,
-             strerror(errno), path);
+        fail(e, EXIT_IO, "cannot make a file of %lld bytes: %s; %s; free some space or check the disk",
+             (long long)f->bytes, strerror(errno), path);
     }
     if (fd >= 0) close(fd);
     return done;

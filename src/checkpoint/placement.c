@@ -1,5 +1,6 @@
-/* Tensors are taken in one order (embedding, layer after layer, head) and filled into files until one is full. First names and
- * sizes are gone through to find the files, then again to write their headers, then bytes are counted from each header's end. */
+/* Tensors are taken in one order (embedding, layer after layer, head) and filled into files until one is full.
+ * First names and sizes are gone through to find the files, then again to write their headers, then bytes are
+ * counted from each header's end. */
 #include "checkpoint/placement.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +27,10 @@ static int64_t add_parameter(Placement *p, ParameterName parameter, int64_t laye
     for (int64_t i = 0; write && i < experts; i++) {
         int64_t *dim = s.dim + s.expert;
         int dims = s.dims - s.expert;
-        Placed t = {.parameter = parameter, .layer = is_once(parameter) ? -1 : layer, .expert = s.expert ? i : -1, .dims = dims};
+        Placed t = {.parameter = parameter,
+                    .layer = is_once(parameter) ? -1 : layer,
+                    .expert = s.expert ? i : -1,
+                    .dims = dims};
         t.dim[0] = dim[0];
         t.dim[1] = dims > 1 ? dim[1] : 1;
         t.elements = t.dim[0] * t.dim[1];
@@ -99,10 +103,14 @@ static int fill_files(Placement *p, bool model, bool master, int first, int64_t 
 static void name_files(Placement *p) {
     for (int f = 0; f < p->file_count; f++) {
         bool model = f < p->model_files;
-        int number = model ? f + 1 : f - p->model_files + 1, of = model ? p->model_files : p->file_count - p->model_files;
+        int number = model ? f + 1 : f - p->model_files + 1,
+            of = model ? p->model_files : p->file_count - p->model_files;
         char *name = p->files[f].name;
-        if (model && of == 1) snprintf(name, sizeof p->files[f].name, "model.safetensors");
-        else snprintf(name, sizeof p->files[f].name, "%s-%05d-of-%05d.safetensors", model ? "model" : "optim", number, of);
+        if (model && of == 1)
+            snprintf(name, sizeof p->files[f].name, "model.safetensors");
+        else
+            snprintf(name, sizeof p->files[f].name, "%s-%05d-of-%05d.safetensors", model ? "model" : "optim", number,
+                     of);
     }
 }
 
@@ -139,7 +147,8 @@ static void begin_after_headers(Placement *p) {
 
 bool placement_open(Placement *p, const Spec *spec, Type type, bool state, int64_t shard, Error *e) {
     Type sum = type_sum(type);
-    *p = (Placement){.spec = spec, .type = {[STORE_WEIGHT] = type, [STORE_MASTER] = sum, [STORE_M] = sum, [STORE_V] = sum}};
+    *p = (Placement){.spec = spec,
+                     .type = {[STORE_WEIGHT] = type, [STORE_MASTER] = sum, [STORE_M] = sum, [STORE_V] = sum}};
     p->tensors = calloc((size_t)add_tensors(p, false), sizeof *p->tensors);
     if (p->tensors) {
         add_tensors(p, true);

@@ -1,9 +1,9 @@
-/* Which tensor lies where in the files of a checkpoint: a pure function of the model and its types, the same on every rank, so
- * that each can write what it holds without a word to the others.
+/* Which tensor lies where in the files of a checkpoint: a pure function of the model and its types, the same on
+ * every rank, so that each can write what it holds without a word to the others.
  *
- *     model.safetensors, or model-0000i-of-0000n.safetensors     every weight under its Hugging Face name, one tensor an expert
- *     optim-0000i-of-0000n.safetensors                           NAME.exp_avg, NAME.exp_avg_sq and, of a bf16 run, NAME.master
- */
+ *     model.safetensors or model-0000i-of-0000n.safetensors   every weight by its Hugging Face name
+ *     optim-0000i-of-0000n.safetensors                        NAME.exp_avg, NAME.exp_avg_sq, of bf16 runs NAME.master
+ * / */
 #ifndef MOP_PLACEMENT_H
 #define MOP_PLACEMENT_H
 
@@ -44,8 +44,8 @@ typedef struct {
 
 enum { PLACED_NAME = 224 };
 
-/* Files of weights of type `type`; with `state` also the optimizer's for a run of that compute type. `shard`: bytes of data that a
- * file holds at most, if it holds more than one tensor. EXIT_MEMORY when there is none. */
+/* Files of weights of type `type`; with `state` also the optimizer's for a run of that compute type. `shard`:
+ * bytes of data that a file holds at most, if it holds more than one tensor. EXIT_MEMORY when there is none. */
 bool placement_open(Placement *p, const Spec *spec, Type type, bool state, int64_t shard, Error *e);
 void placement_close(Placement *p);
 /* NULL: the model has no such tensor. `layer` does not matter where there is one for the whole model. */

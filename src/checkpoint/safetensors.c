@@ -1,5 +1,6 @@
-/* Reading and making safetensors files. Sizes stated by a file are compared with what the file has before they are used; the
- * data is read with pread, not mapped, because a file that shrinks while it is mapped kills its reader. */
+/* Reading and making safetensors files. Sizes stated by a file are compared with what the file has before they
+ * are used; the data is read with pread, not mapped, because a file that shrinks while it is mapped kills its
+ * reader. */
 #define _POSIX_C_SOURCE 200809L
 #include "checkpoint/safetensors.h"
 #include <errno.h>
@@ -74,9 +75,12 @@ static double get(StoredType t, const char *at) {
 static void put(Type t, char *at, double x) {
     float single = (float)x;
     uint16_t half = bf16_from_float(single);
-    if (t == FP64) memcpy(at, &x, sizeof x);
-    else if (t == FP32) memcpy(at, &single, sizeof single);
-    else memcpy(at, &half, sizeof half);
+    if (t == FP64)
+        memcpy(at, &x, sizeof x);
+    else if (t == FP32)
+        memcpy(at, &single, sizeof single);
+    else
+        memcpy(at, &half, sizeof half);
 }
 
 void stored_convert(Type to_type, void *to, StoredType from_type, const void *from, int64_t count) {
@@ -86,7 +90,8 @@ void stored_convert(Type to_type, void *to, StoredType from_type, const void *fr
         memcpy(to, from, (size_t)count * each);
         return;
     }
-    for (size_t i = 0; i < (size_t)count; i++) put(to_type, (char *)to + i * each, get(from_type, (const char *)from + i * step));
+    for (size_t i = 0; i < (size_t)count; i++)
+        put(to_type, (char *)to + i * each, get(from_type, (const char *)from + i * step));
 }
 
 /* ---- Reading bytes ---------------------------------------------------------------------------- */
@@ -95,9 +100,12 @@ bool safetensors_read(const Safetensors *f, int64_t at, size_t bytes, void *out,
     for (char *to = out; bytes > 0;) {
         ssize_t n = pread(f->fd, to, bytes, (off_t)at);
         if (n < 0 && errno == EINTR) continue;
-        if (n < 0) return fail(e, EXIT_IO, "cannot read: %s; %s, byte %lld; check the disk", strerror(errno), f->path.text, (long long)at);
+        if (n < 0)
+            return fail(e, EXIT_IO, "cannot read: %s; %s, byte %lld; check the disk", strerror(errno), f->path.text,
+                        (long long)at);
         if (n == 0)
-            return fail(e, EXIT_DATA, "file ends at byte %lld, while it is being read; %s; %s", (long long)at, f->path.text, advice);
+            return fail(e, EXIT_DATA, "file ends at byte %lld, while it is being read; %s; %s", (long long)at,
+                        f->path.text, advice);
         to += n;
         at += n;
         bytes -= (size_t)n;
@@ -110,14 +118,16 @@ static bool bad(const Safetensors *f, const char *what, Error *e) {
 }
 
 static bool bad_tensor(const Safetensors *f, const char *name, const char *what, Error *e) {
-    return fail(e, EXIT_DATA, "not a sound safetensors file: %s; %s, tensor %s; %s", what, f->path.text, text_shown(name).text, advice);
+    return fail(e, EXIT_DATA, "not a sound safetensors file: %s; %s, tensor %s; %s", what, f->path.text,
+                text_shown(name).text, advice);
 }
 
 /* ---- The header ------------------------------------------------------------------------------- */
 
 static bool read_size(Safetensors *f, int64_t *header, Error *e) {
     struct stat s;
-    if (fstat(f->fd, &s) != 0) return fail(e, EXIT_IO, "cannot read: %s; %s; check the disk", strerror(errno), f->path.text);
+    if (fstat(f->fd, &s) != 0)
+        return fail(e, EXIT_IO, "cannot read: %s; %s; check the disk", strerror(errno), f->path.text);
     if (!S_ISREG(s.st_mode)) return fail(e, EXIT_DATA, "not a file; %s; name a .safetensors file", f->path.text);
     f->bytes = s.st_size;
     uint64_t stated;
@@ -133,11 +143,15 @@ static bool read_size(Safetensors *f, int64_t *header, Error *e) {
 
 static bool read_header(Safetensors *f, int64_t bytes, Error *e) {
     char *text = malloc((size_t)f->data);
-    if (!text) return fail(e, EXIT_MEMORY, "out of memory for a header of %lld bytes; %s; free some memory", (long long)bytes, f->path.text);
+    if (!text)
+        return fail(e, EXIT_MEMORY, "out of memory for a header of %lld bytes; %s; free some memory", (long long)bytes,
+                    f->path.text);
     if (safetensors_read(f, 0, (size_t)f->data, text, e)) {
         f->hash = XXH3_128bits(text, (size_t)f->data);
-        if (text[8] != '{') bad(f, "its header does not begin with {", e);
-        else f->header = json_read_text(text + 8, (size_t)bytes, f->path.text, e);
+        if (text[8] != '{')
+            bad(f, "its header does not begin with {", e);
+        else
+            f->header = json_read_text(text + 8, (size_t)bytes, f->path.text, e);
     }
     free(text);
     return f->header != NULL;
@@ -162,8 +176,8 @@ static bool read_type(const Safetensors *f, StoredTensor *t, const json_t *entry
         t->type = i;
         return true;
     }
-    return fail(e, EXIT_DATA, "type \"%s\" is unknown; %s, tensor %s; convert the file to F32 or BF16", text_shown(type).text, f->path.text,
-                text_shown(t->name).text);
+    return fail(e, EXIT_DATA, "type \"%s\" is unknown; %s, tensor %s; convert the file to F32 or BF16",
+                text_shown(type).text, f->path.text, text_shown(t->name).text);
 }
 
 static bool read_shape(const Safetensors *f, StoredTensor *t, const json_t *entry, int64_t *bytes, Error *e) {
@@ -232,7 +246,8 @@ static bool read_tensors(Safetensors *f, Error *e) {
     const char *name;
     json_t *entry;
     f->tensors = calloc(json_object_size(f->header) + 1, sizeof *f->tensors); /* no more than the header has bytes */
-    if (!f->tensors) return fail(e, EXIT_MEMORY, "out of memory for a list of tensors; %s; free some memory", f->path.text);
+    if (!f->tensors)
+        return fail(e, EXIT_MEMORY, "out of memory for a list of tensors; %s; free some memory", f->path.text);
     json_object_foreach(f->header, name, entry) {
         if (strcmp(name, "__metadata__") == 0) continue;
         StoredTensor *t = &f->tensors[f->count];
@@ -251,7 +266,8 @@ bool safetensors_open_fd(Safetensors *f, int fd, const char *name, Error *e) {
     int64_t header = 0;
     *f = (Safetensors){.fd = fd};
     snprintf(f->path.text, sizeof f->path.text, "%s", name);
-    if (read_size(f, &header, e) && read_header(f, header, e) && check_metadata(f, e) && read_tensors(f, e)) return true;
+    if (read_size(f, &header, e) && read_header(f, header, e) && check_metadata(f, e) && read_tensors(f, e))
+        return true;
     safetensors_close(f);
     return false;
 }
@@ -282,7 +298,8 @@ enum { HEADER_ALIGN = 8 };
 
 void header_begin(Header *h) {
     *h = (Header){0};
-    text_add(&h->text, "%8s{\"__metadata__\":{\"format\":\"pt\"}", ""); /* older transformers refuse a file without it */
+    text_add(&h->text, "%8s{\"__metadata__\":{\"format\":\"pt\"}",
+             ""); /* older transformers refuse a file without it */
 }
 
 void header_add(Header *h, const char *name, StoredType type, int dims, const int64_t *dim) {

@@ -1,11 +1,12 @@
 /* The safetensors format, which Hugging Face keeps weights in:
  *
  *     8 bytes   N, little-endian
- *     N bytes   JSON: {"name": {"dtype": "F32", "shape": [67, 24], "data_offsets": [begin, end]}, ..., "__metadata__": {...}}
+ *     N bytes   JSON: {"name": {"dtype": "F32", "shape": [67, 24], "data_offsets": [begin, end]}, ...,
+ *               "__metadata__": {...}}
  *     the rest  the tensors' bytes, row-major, little-endian; offsets count from here
  *
- * A file is believed in nothing: the header's size, each type, shape and pair of offsets is checked, tensors must cover the
- * data exactly (no holes, no overlaps, no tail), and names are unique. */
+ * A file is believed in nothing: the header's size, each type, shape and pair of offsets is checked, tensors
+ * must cover the data exactly (no holes, no overlaps, no tail), and names are unique. */
 #ifndef MOP_SAFETENSORS_H
 #define MOP_SAFETENSORS_H
 
@@ -13,10 +14,26 @@
 #include "checkpoint/text.h"
 #include <xxhash.h>
 
-/* Types of the format that fill whole bytes. The first four are real numbers and can be converted; the others are only listed. */
+/* Types of the format that fill whole bytes. The first four are real numbers and can be converted; the others
+ * are only listed. */
 typedef enum {
-    STORED_F64, STORED_F32, STORED_F16, STORED_BF16, STORED_I64, STORED_I32, STORED_I16, STORED_I8, STORED_U64, STORED_U32,
-    STORED_U16, STORED_U8, STORED_BOOL, STORED_F8_E4M3, STORED_F8_E5M2, STORED_F8_E8M0, STORED_COUNT
+    STORED_F64,
+    STORED_F32,
+    STORED_F16,
+    STORED_BF16,
+    STORED_I64,
+    STORED_I32,
+    STORED_I16,
+    STORED_I8,
+    STORED_U64,
+    STORED_U32,
+    STORED_U16,
+    STORED_U8,
+    STORED_BOOL,
+    STORED_F8_E4M3,
+    STORED_F8_E5M2,
+    STORED_F8_E8M0,
+    STORED_COUNT
 } StoredType;
 
 const char *stored_name(StoredType t); /* "F32" */
@@ -24,7 +41,8 @@ int64_t stored_bytes(StoredType t);
 bool stored_is_real(StoredType t);
 StoredType stored_from(Type t); /* of FP32, BF16, FP64 */
 
-/* `count` real values of another type. To bf16 by way of fp32, with the program's one rounding. `to` and `from` do not overlap. */
+/* `count` real values of another type. To bf16 by way of fp32, with the program's one rounding. `to` and `from`
+ * do not overlap. */
 void stored_convert(Type to_type, void *to, StoredType from_type, const void *from, int64_t count);
 
 enum { STORED_DIMS = 8 };
@@ -41,10 +59,10 @@ typedef struct {
 typedef struct {
     Path path; /* for messages */
     int fd;
-    int64_t bytes, data;     /* size of the file; where tensors begin */
-    StoredTensor *tensors;   /* by name */
+    int64_t bytes, data;   /* size of the file; where tensors begin */
+    StoredTensor *tensors; /* by name */
     int64_t count;
-    json_t *metadata;        /* borrowed from `header`; may be NULL */
+    json_t *metadata; /* borrowed from `header`; may be NULL */
     json_t *header;
     XXH128_hash_t hash; /* of the first `data` bytes */
 } Safetensors;

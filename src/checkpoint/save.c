@@ -5,8 +5,8 @@
  *     rank 0     gather hashes, small files, manifest, fsync, rename | and rank 0 removes the temporary directory
  */
 #define _GNU_SOURCE
-#include "checkpoint/checkpoints.h"
 #include "base/file.h"
+#include "checkpoint/checkpoints.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -63,9 +63,11 @@ static bool write_slice(const Save *s, const Slice *slice, StoreKind kind, Error
         int64_t at = place->begin + (slice->first + done) * each;
         store_copy_out(c->store, slice, kind, done, n, c->buffer);
         MUST(c->written_count < c->written_room);
-        c->written[c->written_count++] = (Written){place->file, {at, at + (int64_t)bytes, extent_hash(c->buffer, bytes)}};
+        c->written[c->written_count++] =
+            (Written){place->file, {at, at + (int64_t)bytes, extent_hash(c->buffer, bytes)}};
         if (!write_whole(c->fd[place->file], c->buffer, bytes, at))
-            return cannot("write a checkpoint", path_join(s->directory.text, c->placement.files[place->file].name).text, e);
+            return cannot("write a checkpoint", path_join(s->directory.text, c->placement.files[place->file].name).text,
+                          e);
     }
     return true;
 }
@@ -89,7 +91,8 @@ static bool sync_files(const Save *s, bool done, Error *e) {
     for (int f = 0; f < c->placement.file_count; f++) {
         if (c->fd[f] < 0) continue;
         if (done && fdatasync(c->fd[f]) != 0)
-            done = cannot("write a checkpoint to the disk", path_join(s->directory.text, c->placement.files[f].name).text, e);
+            done = cannot("write a checkpoint to the disk",
+                          path_join(s->directory.text, c->placement.files[f].name).text, e);
         close(c->fd[f]);
         c->fd[f] = -1;
     }
@@ -117,7 +120,8 @@ static bool gather_written(const Save *s, Written **all, int64_t *total, Error *
         *total += counts[r];
     }
     if (is_first(s)) *all = malloc((size_t)(*total + 1) * sizeof **all);
-    bool here = !is_first(s) || *all || fail(e, EXIT_MEMORY, "out of memory for a manifest; %s; free some memory", s->directory.text);
+    bool here = !is_first(s) || *all ||
+                fail(e, EXIT_MEMORY, "out of memory for a manifest; %s; free some memory", s->directory.text);
     if (!host_agree(c->comm, here, e)) return false;
     Written *mine = c->round, *theirs = c->round + WRITTEN_ROUND;
     for (int64_t done = 0, filled = 0; done < most; done += WRITTEN_ROUND) {
@@ -154,7 +158,8 @@ static bool write_small_files(const Save *s, Error *e) {
 }
 
 /* The header and what was written after it. That nothing is left out or written twice is the store's promise. */
-static void list_placed(const PlacedFile *f, int64_t file, const Written *all, int64_t total, ManifestFile *m, Extent *extents) {
+static void list_placed(const PlacedFile *f, int64_t file, const Written *all, int64_t total, ManifestFile *m,
+                        Extent *extents) {
     int64_t header = (int64_t)f->header.text.bytes, at = header;
     snprintf(m->name, sizeof m->name, "%s", f->name);
     m->bytes = f->bytes;
@@ -269,7 +274,8 @@ bool checkpoint_save(Checkpoints *c, const TrainState *state, SaveReport *report
     s.final = path_join(s.parent.text, snapshot_name(state->step).text);
     if (!save(&s, e)) {
         Error ignored = {0};
-        if (is_first(&s)) snapshot_remove(s.parent.text, snapshot_temporary(state->step, "tmp", s.random).text, &ignored);
+        if (is_first(&s))
+            snapshot_remove(s.parent.text, snapshot_temporary(state->step, "tmp", s.random).text, &ignored);
         return false;
     }
     if (report) {

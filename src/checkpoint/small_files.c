@@ -1,8 +1,9 @@
-/* The small files of a checkpoint that are neither weights nor manifest: the run's state, what generation wants to know, licences.
- * Hashes are text in state.json, because JSON numbers of 64 bits do not survive every reader. */
+/* The small files of a checkpoint that are neither weights nor manifest: the run's state, what generation wants
+ * to know, licences. Hashes are text in state.json, because JSON numbers of 64 bits do not survive every
+ * reader. */
 #define _POSIX_C_SOURCE 200809L
-#include "checkpoint/checkpoints.h"
 #include "base/file.h"
+#include "checkpoint/checkpoints.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -22,10 +23,10 @@ static json_t *hash_text(uint64_t hash) {
 }
 
 bool state_write(const char *directory, const TrainState *s, Type type, const char *licence, Error *e) {
-    json_t *json = json_pack("{s:s, s:I, s:I, s:I, s:I, s:s, s:o, s:o}", "mop", MOP_VERSION, "step", (json_int_t)s->step, "updates",
-                             (json_int_t)s->updates, "tokens", (json_int_t)s->tokens, "sequences", (json_int_t)s->sequences,
-                             "compute_type", type_name(type), "data_hash", hash_text(s->data_hash), "config_hash",
-                             hash_text(s->config_hash));
+    json_t *json = json_pack("{s:s, s:I, s:I, s:I, s:I, s:s, s:o, s:o}", "mop", MOP_VERSION, "step",
+                             (json_int_t)s->step, "updates", (json_int_t)s->updates, "tokens", (json_int_t)s->tokens,
+                             "sequences", (json_int_t)s->sequences, "compute_type", type_name(type), "data_hash",
+                             hash_text(s->data_hash), "config_hash", hash_text(s->config_hash));
     if (json && *licence) json_object_set_new(json, "license", json_string(licence));
     Path path = path_join(directory, "state.json");
     bool done = json ? json_write_file(json, path.text, e)

@@ -1,5 +1,6 @@
-/* Names, lists and removal of checkpoint directories. A rename is what makes one appear and disappear, because a rename happens
- * whole; deleting is of files directly inside one directory, never deeper, never through links. */
+/* Names, lists and removal of checkpoint directories. A rename is what makes one appear and disappear, because
+ * a rename happens whole; deleting is of files directly inside one directory, never deeper, never through
+ * links. */
 #define _GNU_SOURCE
 #include "checkpoint/snapshot.h"
 #include <dirent.h>
@@ -69,7 +70,8 @@ static bool append(int64_t **steps, int64_t *count, int64_t step) {
 static bool open_directory(const char *path, DIR **d, Error *e) {
     *d = opendir(path);
     if (*d || errno == ENOENT) return true;
-    return fail(e, errno == ENOTDIR ? EXIT_DATA : EXIT_IO, "cannot list checkpoints: %s; %s; %s", strerror(errno), path, advice);
+    return fail(e, errno == ENOTDIR ? EXIT_DATA : EXIT_IO, "cannot list checkpoints: %s; %s; %s", strerror(errno), path,
+                advice);
 }
 
 bool snapshots_list(const char *parent, int64_t **steps, int64_t *count, Error *e) {
@@ -100,7 +102,8 @@ bool directory_remove(const char *path, Error *e) {
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
     if (!d) {
         if (fd >= 0) close(fd);
-        return errno == ENOENT || fail(e, EXIT_IO, "cannot delete a checkpoint: %s; %s; %s", strerror(errno), path, advice);
+        return errno == ENOENT ||
+               fail(e, EXIT_IO, "cannot delete a checkpoint: %s; %s; %s", strerror(errno), path, advice);
     }
     bool done = true;
     for (struct dirent *entry; done && (entry = readdir(d));) {
@@ -116,7 +119,8 @@ bool directory_remove(const char *path, Error *e) {
 
 bool snapshot_remove(const char *parent, const char *name, Error *e) {
     if (is_leftover(name)) return directory_remove(path_join(parent, name).text, e);
-    Path from = path_join(parent, name), to = path_join(parent, snapshot_temporary(step_of(name), "old", snapshot_random()).text);
+    Path from = path_join(parent, name),
+         to = path_join(parent, snapshot_temporary(step_of(name), "old", snapshot_random()).text);
     if (rename(from.text, to.text) != 0) {
         if (errno == ENOENT) return true;
         return fail(e, EXIT_IO, "cannot move a checkpoint aside: %s; %s; %s", strerror(errno), from.text, advice);

@@ -18,9 +18,11 @@ uint64_t snapshot_random(void);
 
 Path snapshot_parent(const char *run); /* RUN/ckpt */
 
-/* Steps of the directories in `parent` that are named like checkpoints, newest first; the caller frees. No such directory: none. */
+/* Steps of the directories in `parent` that are named like checkpoints, newest first; the caller frees. No such
+ * directory: none. */
 bool snapshots_list(const char *parent, int64_t **steps, int64_t *count, Error *e);
-/* Removes what killed runs left: everything named .tmp- or .old-. Only at the start of a run, before anything is written. */
+/* Removes what killed runs left: everything named .tmp- or .old-. Only at the start of a run, before anything
+ * is written. */
 bool snapshots_clean(const char *parent, Error *e);
 /* Moves a directory of files aside and deletes it. One that is already gone is no error. */
 bool snapshot_remove(const char *parent, const char *name, Error *e);

@@ -1,5 +1,5 @@
-/* Opening weights and reading them in bounded pieces. Where there is a manifest, the piece is a whole extent: it is read once,
- * its hash is checked, and then it serves every slice that begins in it. */
+/* Opening weights and reading them in bounded pieces. Where there is a manifest, the piece is a whole extent:
+ * it is read once, its hash is checked, and then it serves every slice that begins in it. */
 #define _POSIX_C_SOURCE 200809L
 #include "checkpoint/source.h"
 #include <errno.h>
@@ -44,8 +44,8 @@ static bool check_shard(const Safetensors *f, const char *path, const json_t *ma
     for (int64_t i = 0; i < f->count; i++) {
         const char *name = f->tensors[i].name, *said = json_string_value(json_object_get(map, name));
         if (said && strcmp(said, base_name(f->path.text)) == 0) continue;
-        return fail(e, EXIT_DATA, "tensor %s is in %s, where the index does not have it; %s; download both again", text_shown(name).text,
-                    base_name(f->path.text), path);
+        return fail(e, EXIT_DATA, "tensor %s is in %s, where the index does not have it; %s; download both again",
+                    text_shown(name).text, base_name(f->path.text), path);
     }
     return true;
 }
@@ -58,11 +58,12 @@ static bool add_shards(Source *s, const char *path, const json_t *map, Error *e)
     json_object_foreach((json_t *)map, tensor, value) {
         const char *name = json_string_value(value);
         if (!name || !*name || *name == '.' || strchr(name, '/'))
-            return fail(e, EXIT_DATA, "the index names no file beside it for tensor %s; %s; download it again", text_shown(tensor).text, path);
+            return fail(e, EXIT_DATA, "the index names no file beside it for tensor %s; %s; download it again",
+                        text_shown(tensor).text, path);
         if (find_file(s, name) < 0 && !add_file(s, path_join(s->path.text, name).text, e)) return false;
         if (!safetensors_find(&s->files[find_file(s, name)], tensor)) {
-            return fail(e, EXIT_DATA, "tensor %s is not in %s, as the index says; %s; download both again", text_shown(tensor).text,
-                        text_shown(name).text, path);
+            return fail(e, EXIT_DATA, "tensor %s is not in %s, as the index says; %s; download both again",
+                        text_shown(tensor).text, text_shown(name).text, path);
         }
     }
     for (int i = 0; i < s->file_count; i++) {
@@ -74,11 +75,12 @@ static bool add_shards(Source *s, const char *path, const json_t *map, Error *e)
 static bool add_model(Source *s, Error *e) {
     struct stat st;
     if (stat(s->path.text, &st) != 0) {
-        return fail(e, errno == ENOENT || errno == ENOTDIR ? EXIT_DATA : EXIT_IO, "cannot open weights: %s; %s; check the path",
-                    strerror(errno), s->path.text);
+        return fail(e, errno == ENOENT || errno == ENOTDIR ? EXIT_DATA : EXIT_IO,
+                    "cannot open weights: %s; %s; check the path", strerror(errno), s->path.text);
     }
     if (!S_ISDIR(st.st_mode)) return add_file(s, s->path.text, e);
-    Path index = path_join(s->path.text, "model.safetensors.index.json"), whole = path_join(s->path.text, "model.safetensors");
+    Path index = path_join(s->path.text, "model.safetensors.index.json"),
+         whole = path_join(s->path.text, "model.safetensors");
     if (access(index.text, F_OK) == 0) {
         json_t *json = json_read_file(index.text, index_limit, e);
         bool done = json && add_shards(s, index.text, json_object_get(json, "weight_map"), e);
@@ -86,7 +88,8 @@ static bool add_model(Source *s, Error *e) {
         return done;
     }
     if (access(whole.text, F_OK) == 0) return add_file(s, whole.text, e);
-    return fail(e, EXIT_DATA, "neither model.safetensors nor model.safetensors.index.json is there; %s; name a model's directory",
+    return fail(e, EXIT_DATA,
+                "neither model.safetensors nor model.safetensors.index.json is there; %s; name a model's directory",
                 s->path.text);
 }
 
@@ -109,13 +112,15 @@ static bool is_weights(const char *name) {
 static bool check_header(const Source *s, int i, Error *e) {
     const Safetensors *f = &s->files[i];
     const ManifestFile *m = s->listed[i];
-    if (!m) return fail(e, EXIT_DATA, "checkpoint is damaged: a file is not in its manifest; %s; %s", f->path.text, advice);
+    if (!m)
+        return fail(e, EXIT_DATA, "checkpoint is damaged: a file is not in its manifest; %s; %s", f->path.text, advice);
     if (m->bytes != f->bytes) {
-        return fail(e, EXIT_DATA, "checkpoint is damaged: a file has %lld bytes instead of %lld; %s; %s", (long long)f->bytes,
-                    (long long)m->bytes, f->path.text, advice);
+        return fail(e, EXIT_DATA, "checkpoint is damaged: a file has %lld bytes instead of %lld; %s; %s",
+                    (long long)f->bytes, (long long)m->bytes, f->path.text, advice);
     }
     if (m->extents[0].end != f->data)
-        return fail(e, EXIT_DATA, "checkpoint is damaged: a header is not as it was written; %s; %s", f->path.text, advice);
+        return fail(e, EXIT_DATA, "checkpoint is damaged: a header is not as it was written; %s; %s", f->path.text,
+                    advice);
     return extent_check(&m->extents[0], f->hash, f->path.text, e);
 }
 
@@ -178,9 +183,10 @@ static bool hold(Source *s, int file, int64_t begin, int64_t end, Error *e) {
 static bool hold_extent(Source *s, int file, const StoredTensor *t, int64_t at, Error *e) {
     const Extent *x = manifest_extent(s->listed[file], at);
     const char *path = s->files[file].path.text;
-    if (x->begin < t->begin || x->end > t->end || x->end - x->begin > EXTENT_BYTES || (x->begin - t->begin) % stored_bytes(t->type) != 0 ||
-        (x->end - t->begin) % stored_bytes(t->type) != 0) {
-        return fail(e, EXIT_DATA, "checkpoint is damaged: its manifest does not follow its tensors; %s, tensor %s; %s", path, t->name, advice);
+    if (x->begin < t->begin || x->end > t->end || x->end - x->begin > EXTENT_BYTES ||
+        (x->begin - t->begin) % stored_bytes(t->type) != 0 || (x->end - t->begin) % stored_bytes(t->type) != 0) {
+        return fail(e, EXIT_DATA, "checkpoint is damaged: its manifest does not follow its tensors; %s, tensor %s; %s",
+                    path, t->name, advice);
     }
     if (!hold(s, file, x->begin, x->end, e)) return false;
     if (extent_check(x, XXH3_128bits(s->raw, (size_t)(x->end - x->begin)), path, e)) return true;

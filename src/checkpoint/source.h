@@ -1,12 +1,15 @@
-/* Weights to read from: a checkpoint of mop, a Hugging Face directory, or one .safetensors file. A checkpoint's bytes are verified
- * against its manifest as they are read; of the others, only what the format itself tells can be checked.
+/* Weights to read from: a checkpoint of mop, a Hugging Face directory, or one .safetensors file. A checkpoint's
+ * bytes are verified against its manifest as they are read; of the others, only what the format itself tells
+ * can be checked.
  *
- * Tensors are found under their Hugging Face names, one an expert, or in the fused spelling of transformers 5, where
+ * Tensors are found under their Hugging Face names, one an expert, or in the fused spelling of transformers 5,
+ * where
  *
- *     experts.gate_up_proj [E, 2I, H]:  expert e's gate is rows [2I e, 2I e + I), its up the I rows after   experts.down_proj [E, H, I]
+ *     experts.gate_up_proj [E, 2I, H]     expert e's gate is rows [2I e, 2I e + I), its up the I rows after
+ *     experts.down_proj [E, H, I]
  *
- * Every tensor of the model must be there with its shape, and every tensor there must belong to the model: nothing is left
- * random, nothing is left out. */
+ * Every tensor of the model must be there with its shape, and every tensor there must belong to the model:
+ * nothing is left random, nothing is left out. */
 #ifndef MOP_SOURCE_H
 #define MOP_SOURCE_H
 
@@ -19,29 +22,31 @@ typedef struct {
 } Found;
 
 typedef struct {
-    Path path; /* the directory, or the file */
+    Path path;     /* the directory, or the file */
     bool verified; /* there is a manifest, and what is read is held against it */
     Manifest manifest;
-    Safetensors *files; /* the model's, then the optimizer's */
+    Safetensors *files;          /* the model's, then the optimizer's */
     const ManifestFile **listed; /* of each file, where verified */
     int file_count, model_files;
-    char *values;       /* what source_piece returns: [EXTENT_BYTES] */
-    char *raw;          /* bytes as stored: [EXTENT_BYTES] */
-    int raw_file;       /* which they are; -1: none */
+    char *values; /* what source_piece returns: [EXTENT_BYTES] */
+    char *raw;    /* bytes as stored: [EXTENT_BYTES] */
+    int raw_file; /* which they are; -1: none */
     int64_t raw_begin, raw_end;
 } Source;
 
-/* With `state` also the optimizer's tensors, which only a checkpoint has. Of a checkpoint everything small (headers, config, state,
- * tokenizer) is verified here. Damage is EXIT_DATA. After false `s` needs no close. */
+/* With `state` also the optimizer's tensors, which only a checkpoint has. Of a checkpoint everything small
+ * (headers, config, state, tokenizer) is verified here. Damage is EXIT_DATA. After false `s` needs no close. */
 bool source_open(Source *s, const char *path, bool state, Error *e);
 void source_close(Source *s);
 
-/* Where each tensor of `p` lies: found[i * PLACED_KINDS + kind], for weights and, with `state`, for all that `p` keeps; the caller
- * frees. NULL and EXIT_DATA, with the names, when tensors are missing, unused or misshapen. (Twice there, source_open refuses.) */
+/* Where each tensor of `p` lies: found[i * PLACED_KINDS + kind], for weights and, with `state`, for all that
+ * `p` keeps; the caller frees. NULL and EXIT_DATA, with the names, when tensors are missing, unused or
+ * misshapen. (Twice there, source_open refuses.) */
 Found *source_bind(const Source *s, const Placement *p, bool state, Error *e);
 
-/* Reads some of the elements [at, at + count) of what was found, beginning with the first, as `type`. Returns how many there are in
- * s->values (at least one), or 0 after a failure: EXIT_DATA, with file and tensor, for damage. */
+/* Reads some of the elements [at, at + count) of what was found, beginning with the first, as `type`. Returns
+ * how many there are in s->values (at least one), or 0 after a failure: EXIT_DATA, with file and tensor, for
+ * damage. */
 int64_t source_piece(Source *s, const Found *f, int64_t at, int64_t count, Type type, Error *e);
 
 #endif

@@ -1,4 +1,5 @@
-/* Text that grows by doubling; a failed allocation is kept as a flag, so that the story of who writes has one check at its end. */
+/* Text that grows by doubling; a failed allocation is kept as a flag, so that the story of who writes has one
+ * check at its end. */
 #include "checkpoint/text.h"
 #include <stdio.h>
 #include <stdlib.h>

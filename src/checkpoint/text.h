@@ -1,4 +1,5 @@
-/* Text that grows: headers, manifests and model cards are made in memory, so that they can be hashed before they are written. */
+/* Text that grows: headers, manifests and model cards are made in memory, so that they can be hashed before
+ * they are written. */
 #ifndef MOP_TEXT_H
 #define MOP_TEXT_H
 

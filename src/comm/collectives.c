@@ -70,7 +70,9 @@ static bool charge_traffic(Group *g, Stream *s, Collective c, int64_t sent, int6
 /* The sum that a reduction makes on the way: ranks rows of `count` elements. */
 static bool charge_sum(Group *g, Stream *s, int64_t count, Type type) {
     int64_t flops = type == INT64 ? 0 : count * (g->axis.size - 1);
-    return charge(s, (Cost){.op = OP_SUM_ROWS, .flops = flops, .bytes = count * (g->axis.size + 1) * (int64_t)type_bytes(type)});
+    bool run = charge(s, (Cost){.op = OP_SUM_ROWS, .flops = flops, .bytes = count * (g->axis.size + 1) * (int64_t)type_bytes(type)});
+    s->charged = -1; /* the launch that follows is a whole exchange: its time is not the sum's */
+    return run;
 }
 
 static void exchange(Stream *s, Group *g) {

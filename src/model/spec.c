@@ -1,12 +1,13 @@
-/* What a config.json says, as numbers; what shapes and names follow from them; and the config.json that says it again.
+/* What a config.json says, as numbers; what shapes and names follow from them; and the config.json that says it
+ * again.
  *
- *     config.json (v4 or v5 spelling) --in_v4_spelling--> source --family->read--> Spec --check--> shapes, names, counts
+ *     config.json (v4 or v5 spelling) --in_v4_spelling--> source --family->read--> Spec --> shapes, names, counts
  *
- * transformers fills in what a config leaves out by defaults of each class, and computes some settings that mop does not. The
- * first are the families' numbers; the second are refused, never ignored: a model that is almost the same is the worst result.
- * Two settings are knowingly without effect: `output_router_logits` (the balance loss is in the training loss whenever its
- * coefficient is not 0), and `pad_token_id` (transformers never trains that row of the embedding; mop trains every row, and pads
- * only where nothing is trained or seen). */
+ * transformers fills in what a config leaves out by defaults of each class, and computes some settings that mop
+ * does not. The first are the families' numbers; the second are refused, never ignored: a model that is almost
+ * the same is the worst result. Two settings are knowingly without effect: `output_router_logits` (the balance
+ * loss is in the training loss whenever its coefficient is not 0), and `pad_token_id` (transformers never
+ * trains that row of the embedding; mop trains every row, and pads only where nothing is trained or seen). */
 #define _POSIX_C_SOURCE 200809L
 #include "model/families/families.h"
 #include <math.h>
@@ -30,13 +31,15 @@ static bool check_rope_type(const json_t *rope, const char *where, Error *e) {
     if (!json_text(rope, "type", "default", &old, where, e) || !json_text(rope, "rope_type", old, &type, where, e))
         return false;
     if (strcmp(type, "default") != 0) {
-        return fail(e, EXIT_DATA, "rope of type \"%s\" is not built, only \"default\" is; %s; use a model without rope scaling",
+        return fail(e, EXIT_DATA,
+                    "rope of type \"%s\" is not built, only \"default\" is; %s; use a model without rope scaling",
                     text_shown(type).text, where);
     }
     double part;
     if (!json_double(rope, "partial_rotary_factor", 1, &part, where, e)) return false;
     if (part == 1) return true;
-    return fail(e, EXIT_DATA, "\"partial_rotary_factor\" is %g, mop rotates whole heads; %s; use another model", part, where);
+    return fail(e, EXIT_DATA, "\"partial_rotary_factor\" is %g, mop rotates whole heads; %s; use another model", part,
+                where);
 }
 
 /* `rope_parameters` of v5, or `rope_scaling` of v4, which must then say nothing. */
@@ -46,8 +49,9 @@ static bool take_rope(json_t *source, const char *key, const char *where, Error 
         if (!json_is_object(rope))
             return fail(e, EXIT_DATA, "\"%s\" must be an object; %s; correct the file", key, where);
         if (is_given(rope, "full_attention") || is_given(rope, "sliding_attention")) {
-            return fail(e, EXIT_DATA, "\"%s\" differs by the kind of layer, which mop does not compute; %s; use another model",
-                        key, where);
+            return fail(e, EXIT_DATA,
+                        "\"%s\" differs by the kind of layer, which mop does not compute; %s; use another model", key,
+                        where);
         }
         if (!check_rope_type(rope, where, e)) return false;
         json_t *theta = json_object_get(rope, "rope_theta");
@@ -78,7 +82,8 @@ static json_t *in_v4_spelling(const json_t *config, const char *where, Error *e)
         return NULL;
     }
     if (partial == 1) return source;
-    fail(e, EXIT_DATA, "\"partial_rotary_factor\" is %g, mop rotates whole heads; %s; use another model", partial, where);
+    fail(e, EXIT_DATA, "\"partial_rotary_factor\" is %g, mop rotates whole heads; %s; use another model", partial,
+         where);
     json_decref(source);
     return NULL;
 }
@@ -110,21 +115,24 @@ static bool read_heads(Spec *s, const json_t *config, const char *where, Error *
         !json_int(config, "head_dim", 0, 1, MAX_WIDTH, &s->head_dim, where, e))
         return false;
     if (s->heads % s->kv_heads != 0) {
-        return fail(e, EXIT_DATA, "%lld attention heads cannot share %lld key and value heads evenly; %s; correct the file",
+        return fail(e, EXIT_DATA,
+                    "%lld attention heads cannot share %lld key and value heads evenly; %s; correct the file",
                     (long long)s->heads, (long long)s->kv_heads, where);
     }
     if (s->head_dim == 0 && s->hidden % s->heads != 0) {
-        return fail(e, EXIT_DATA, "hidden_size %lld is no multiple of %lld heads and there is no \"head_dim\"; %s; add it",
+        return fail(e, EXIT_DATA,
+                    "hidden_size %lld is no multiple of %lld heads and there is no \"head_dim\"; %s; add it",
                     (long long)s->hidden, (long long)s->heads, where);
     }
     if (s->head_dim == 0) s->head_dim = s->hidden / s->heads;
     if (s->head_dim % 2 == 0) return true;
-    return fail(e, EXIT_DATA, "heads of %lld elements: rope turns pairs, so the size must be even; %s; correct the file",
+    return fail(e, EXIT_DATA,
+                "heads of %lld elements: rope turns pairs, so the size must be even; %s; correct the file",
                 (long long)s->head_dim, where);
 }
 
-static bool read_number(const json_t *config, const char *key, double fallback, bool zero, double *out, const char *where,
-                        Error *e) {
+static bool read_number(const json_t *config, const char *key, double fallback, bool zero, double *out,
+                        const char *where, Error *e) {
     if (!json_double(config, key, fallback, out, where, e)) return false;
     if (isfinite(*out) && (*out > 0 || (zero && *out == 0))) return true;
     return fail(e, EXIT_DATA, "\"%s\" is %g, it must be %s; %s; correct the file", key, *out,
@@ -135,8 +143,8 @@ static bool check_activation(const json_t *config, const char *where, Error *e) 
     const char *name;
     if (!json_text(config, "hidden_act", "silu", &name, where, e)) return false;
     if (strcmp(name, "silu") == 0) return true;
-    return fail(e, EXIT_DATA, "\"hidden_act\" is \"%s\", only \"silu\" is built; %s; use another model", text_shown(name).text,
-                where);
+    return fail(e, EXIT_DATA, "\"hidden_act\" is \"%s\", only \"silu\" is built; %s; use another model",
+                text_shown(name).text, where);
 }
 
 bool family_read_decoder(Spec *s, const json_t *config, const char *where, FamilyDefaults defaults, Error *e) {
@@ -144,7 +152,8 @@ bool family_read_decoder(Spec *s, const json_t *config, const char *where, Famil
            family_size(config, "hidden_size", MAX_WIDTH, &s->hidden, where, e) &&
            family_size(config, "vocab_size", MAX_VOCABULARY, &s->vocabulary, where, e) &&
            read_heads(s, config, where, e) && check_activation(config, where, e) &&
-           family_without(config, "attention_bias", where, e) && family_without(config, "attention_dropout", where, e) &&
+           family_without(config, "attention_bias", where, e) &&
+           family_without(config, "attention_dropout", where, e) &&
            family_without(config, "quantization_config", where, e) &&
            read_number(config, "rope_theta", defaults.rope_theta, false, &s->rope_theta, where, e) &&
            read_number(config, "rms_norm_eps", defaults.norm_epsilon, false, &s->norm_epsilon, where, e) &&
@@ -154,10 +163,12 @@ bool family_read_decoder(Spec *s, const json_t *config, const char *where, Famil
            json_bool(config, "tie_word_embeddings", false, &s->tied, where, e);
 }
 
-bool family_read_experts(Spec *s, const json_t *config, const char *where, const char *key, const char *width, Error *e) {
+bool family_read_experts(Spec *s, const json_t *config, const char *where, const char *key, const char *width,
+                         Error *e) {
     const char *alias = strcmp(key, "num_experts") == 0 ? "num_local_experts" : "num_experts";
     const json_t *said = json_object_get(config, key), *also = json_object_get(config, alias);
-    if (said && also && !json_is_null(said) && !json_is_null(also) && json_number_value(said) != json_number_value(also))
+    if (said && also && !json_is_null(said) && !json_is_null(also) &&
+        json_number_value(said) != json_number_value(also))
         return fail(e, EXIT_DATA, "\"%s\" and \"%s\" differ; %s; correct the file", key, alias, where);
     const char *spelt = !is_given(config, key) && is_given(config, alias) ? alias : key;
     if (!family_size(config, spelt, MAX_EXPERTS, &s->experts, where, e) ||
@@ -182,9 +193,11 @@ static const Family *find_family(const json_t *source, const char *where, Error 
         size_t n = strlen(known);
         snprintf(known + n, sizeof known - n, "%s%s", i > 0 ? ", " : "", families[i]->model_type);
     }
-    if (!type) fail(e, EXIT_DATA, "\"model_type\" is missing; %s; it is one of %s", where, known);
-    else fail(e, EXIT_DATA, "\"model_type\" is \"%s\", mop knows %s; %s; use a model of these", text_shown(type).text, known,
-              where);
+    if (!type)
+        fail(e, EXIT_DATA, "\"model_type\" is missing; %s; it is one of %s", where, known);
+    else
+        fail(e, EXIT_DATA, "\"model_type\" is \"%s\", mop knows %s; %s; use a model of these", text_shown(type).text,
+             known, where);
     return NULL;
 }
 
@@ -219,7 +232,8 @@ static bool check_whole(Spec *s, const char *where, Error *e) {
 
 bool spec_from_json(Spec *s, const json_t *config, const char *where, Error *e) {
     *s = (Spec){0};
-    if (!json_is_object(config)) return fail(e, EXIT_DATA, "a model's config is a JSON object; %s; check the file", where);
+    if (!json_is_object(config))
+        return fail(e, EXIT_DATA, "a model's config is a JSON object; %s; check the file", where);
     s->source = in_v4_spelling(config, where, e);
     if (!s->source) return false;
     s->family = find_family(s->source, where, e);

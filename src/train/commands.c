@@ -1,11 +1,14 @@
 /* evaluate and generate: commands that only run forward. */
+#include "train/journal.h"
 #include "train/train.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static bool open_weights(Session *s, Run *r, Error *e) {
+    if (!*s->weights && r->comm.mesh.rank == 0) fprintf(stderr, "mop: model.path is not given: the weights are random\n");
     Checkpoints *c = session_checkpoints(s, r, "", e);
     bool ok = c && session_weights(s, r, c, e);
     checkpoints_close(c);
@@ -29,7 +32,7 @@ static bool evaluate_rank(Session *s, Run *r, Error *e) {
 
 int evaluate_command(Session *s, PriceFunction price) {
     Error e = {0};
-    if (!session_data(s, &e)) return error_print(&e);
+    if (!session_data(s, &e)) return session_error(&e);
     return session_run(s, price, evaluate_rank, NULL);
 }
 
@@ -45,7 +48,7 @@ static bool generate_rank(Session *s, Run *r, Error *e) {
     for (int64_t i = 0; ok && r->comm.mesh.rank == 0 && i < given + o->tokens; i++) {
         size_t n;
         const char *piece = tokenizer_decode(s->tokenizer, ids[i], &n);
-        fwrite(piece, 1, n, stdout);
+        journal_text(piece, n, isatty(STDOUT_FILENO));
     }
     if (ok && r->comm.mesh.rank == 0) printf("\n");
     free(ids);
@@ -56,7 +59,7 @@ int generate_command(Session *s, PriceFunction price, const GenerateOptions *opt
     Error e = {0};
     if (!*options->prompt) {
         fail(&e, EXIT_USAGE, "generate needs a prompt: --prompt TEXT");
-        return error_print(&e);
+        return session_error(&e);
     }
     return session_run(s, price, generate_rank, (void *)(uintptr_t)options);
 }

@@ -3,12 +3,15 @@
 
 #include "base/file.h"
 #include "base/json.h"
+#include "checkpoint/snapshot.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -40,20 +43,38 @@ static bool make_directories(const char *path, Error *e) {
     }
 }
 
-static bool same_settings(const char *path, const Config *c, Error *e) {
-    if (access(path, F_OK) != 0) return true;
+/* Without a checkpoint there is nothing that other settings could disagree with. */
+static bool same_settings(const char *run, const Config *c, Error *e) {
+    int64_t *steps, checkpoints;
+    if (!snapshots_list(snapshot_parent(run).text, &steps, &checkpoints, e)) return false;
+    free(steps);
+    Path path = path_join(run, "config.yaml");
+    if (checkpoints == 0 || access(path.text, F_OK) != 0) return true;
     Config before;
-    if (!config_read(&before, path, NULL, 0, e)) return false;
+    if (!config_read(&before, path.text, NULL, 0, e)) return false;
     bool ok = config_resumable(c, &before, e);
     config_close(&before);
     return ok;
 }
 
-bool journal_prepare(const char *run, const Config *c, Error *e) {
+/* The lock is the directory's own and goes with the process. Where a file system has none, two runs are not told apart. */
+static bool lock_directory(const char *run, int *lock, Error *e) {
+    if (*lock < 0) *lock = open(run, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (*lock < 0) return fail(e, EXIT_IO, "the run directory %s cannot be opened: %s; choose another with --run", run, strerror(errno));
+    if (flock(*lock, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return true;
+    return fail(e, EXIT_USAGE, "another process is training in %s; let it end, or choose another directory with --run", run);
+}
+
+bool journal_claim(const char *run, const Config *c, int *lock, Error *e) {
+    bool absent = access(run, F_OK) != 0 && errno == ENOENT;
+    return absent || (lock_directory(run, lock, e) && same_settings(run, c, e));
+}
+
+bool journal_prepare(const char *run, const Config *c, int *lock, Error *e) {
     char path[4200], *text = NULL;
     size_t bytes = 0;
     snprintf(path, sizeof path, "%s/config.yaml", run);
-    if (!same_settings(path, c, e) || !make_directories(run, e)) return false;
+    if (!make_directories(run, e) || !lock_directory(run, lock, e)) return false;
     FILE *f = open_memstream(&text, &bytes);
     MUST(f);
     config_write(c, f);
@@ -63,7 +84,7 @@ bool journal_prepare(const char *run, const Config *c, Error *e) {
     return ok;
 }
 
-/* Keeps the lines whose "step" is below `step`. */
+/* Keeps the whole lines whose "step" is at most `step`. */
 static bool drop_later(const char *path, int64_t step, Error *e) {
     size_t bytes = 0, kept = 0;
     if (access(path, F_OK) != 0) return true;
@@ -101,10 +122,10 @@ Journal *journal_open(const char *run, const Config *c, int64_t step, Error *e) 
     MUST(j);
     snprintf(j->run, sizeof j->run, "%s", run);
     j->config = c;
-    j->terminal = isatty(STDOUT_FILENO);
+    j->terminal = isatty(STDOUT_FILENO) && wire_mpi_world() == 0; /* mpirun gives rank 0 a terminal, whoever reads it */
     j->started = seconds_now();
     j->metrics = open_lines(run, "metrics.jsonl", step, e);
-    j->events = j->metrics ? open_lines(run, "events.jsonl", step, e) : NULL;
+    j->events = j->metrics ? open_lines(run, "events.jsonl", INT64_MAX, e) : NULL; /* what happened stays */
     if (j->events) return j;
     journal_close(j);
     return NULL;
@@ -131,20 +152,37 @@ static void end_line(Journal *j) {
     j->line_open = false;
 }
 
+/* What a reader can take in at a glance; `unit` and the next larger ones. */
+static Shown parameters_shown(int64_t n) {
+    Shown s;
+    if (n < 1000000) snprintf(s.text, sizeof s.text, "%.1f thousand", (double)n / 1e3);
+    else if (n < 1000000000) snprintf(s.text, sizeof s.text, "%.1f million", (double)n / 1e6);
+    else snprintf(s.text, sizeof s.text, "%.1f billion", (double)n / 1e9);
+    return s;
+}
+
+static Shown duration_shown(double seconds) {
+    Shown s;
+    if (seconds < 100) snprintf(s.text, sizeof s.text, "%.0f s", seconds);
+    else if (seconds < 6000) snprintf(s.text, sizeof s.text, "%.0f min", seconds / 60);
+    else snprintf(s.text, sizeof s.text, "%.1f h", seconds / 3600);
+    return s;
+}
+
 void journal_banner(Journal *j, const Session *s, const Run *r, int64_t step) {
     const Config *c = j->config;
     double plan = 0;
     j->vocabulary = s->spec.vocabulary;
     for (int a = 0; a < ARENA_COUNT; a++) plan += (double)s->price[r->comm.mesh.rank].bytes[a];
-    printf("mop    %s: %.1f M parameters, %.1f M active a token; %s\n", s->spec.family->model_type, (double)spec_parameters(&s->spec) / 1e6,
-           (double)spec_active_parameters(&s->spec) / 1e6, type_name(c->compute_type));
+    printf("mop    %s: %s parameters, %s active a token; %s\n", s->spec.family->model_type, parameters_shown(spec_parameters(&s->spec)).text,
+           parameters_shown(spec_active_parameters(&s->spec)).text, type_name(c->compute_type));
     printf("ranks  %d x %lld thread%s; dense over %lld, experts over %lld; memory at most %.1f MiB a rank\n", s->world, (long long)c->compute_threads,
            c->compute_threads == 1 ? "" : "s", (long long)c->mixture_dense, (long long)c->mixture_expert, plan / (1 << 20));
-    printf("data   %lld tokens; %lld a step (%lld x %lld); steps %lld to %lld\n", s->tokens ? (long long)tokens_info(s->tokens).tokens : 0,
-           (long long)(c->train_sequences * c->train_sequence_length), (long long)c->train_sequences, (long long)c->train_sequence_length,
-           (long long)step + 1, (long long)c->train_steps);
+    printf("data   %lld tokens; %lld a step (%lld x %lld)\n", s->tokens ? (long long)tokens_info(s->tokens).tokens : 0,
+           (long long)(c->train_sequences * c->train_sequence_length), (long long)c->train_sequences, (long long)c->train_sequence_length);
     double seconds = s->price[r->comm.mesh.rank].seconds * (double)(c->train_steps - step);
-    printf("time   about %.0f s for %lld steps, as planned for an AVX-512 core a rank\n", seconds, (long long)(c->train_steps - step));
+    if (step < c->train_steps)
+        printf("steps  %lld to %lld; about %s, as planned for an AVX-512 core a rank\n", (long long)step + 1, (long long)c->train_steps, duration_shown(seconds).text);
     printf("run    %s\n", j->run);
     fflush(stdout);
 }
@@ -157,15 +195,25 @@ static void progress(Journal *j, const StepResult *r, double rate) {
     if (j->terminal && !last && j->steps > 1 && now - j->printed < 0.1) return;
     j->printed = now;
     if (r->step == 0) printf("initial loss %.4f, ln(vocabulary) %.4f\n", r->loss, log((double)j->vocabulary));
-    printf("%sstep %lld/%lld  loss %.4f  balance %.3f  norm %.3f  lr %.2e  %.0f tokens/s  %ds left%s", j->terminal ? "\r\033[K" : "",
-           (long long)r->step + 1, (long long)j->config->train_steps, r->loss, r->balance, r->norm, r->learning_rate, rate, (int)(left + 0.5), j->terminal ? "" : "\n");
+    printf("%sstep %lld/%lld  loss %.4f  balance %.3f  norm %.3f  lr %.2e  %.0f tokens/s  %s left%s", j->terminal ? "\r\033[K" : "",
+           (long long)r->step + 1, (long long)j->config->train_steps, r->loss, r->balance, r->norm, r->learning_rate, rate, duration_shown(left).text, j->terminal ? "" : "\n");
     j->line_open = j->terminal;
     fflush(stdout);
 }
 
+void journal_text(const char *text, size_t bytes, bool terminal) {
+    for (size_t i = 0; i < bytes; i++) {
+        unsigned char c = (unsigned char)text[i];
+        bool control = (c < 0x20 && c != '\n' && c != '\t') || c == 0x7f;
+        putchar(terminal && control ? '?' : c);
+    }
+}
+
 void journal_sample(Journal *j, int64_t step, const char *text, size_t bytes) {
     end_line(j);
-    printf("--- sample after step %lld ---\n%.*s\n---\n", (long long)step, (int)bytes, text);
+    printf("--- sample after step %lld ---\n", (long long)step);
+    journal_text(text, bytes, true);
+    printf("\n---\n");
     fflush(stdout);
 }
 
@@ -192,18 +240,29 @@ void journal_step(Journal *j, const StepResult *r, double seconds, size_t memory
     progress(j, r, rate);
 }
 
+/* `code` 0: none. */
+static void write_event(Journal *j, const char *event, int64_t step, int code, const char *text) {
+    json_t *o = json_pack("{s:s, s:I, s:I, s:s}", "event", event, "step", (json_int_t)step, "time", (json_int_t)time(NULL), "text", text);
+    if (o && code) json_object_set_new(o, "code", json_integer(code));
+    char *line = o ? json_dumps(o, 0) : NULL;
+    fprintf(j->events, "%s\n", line ? line : "{\"event\": \"unprintable\"}");
+    fflush(j->events);
+    free(line);
+    json_decref(o);
+}
+
+void journal_error(Journal *j, int64_t step, const Error *e) {
+    end_line(j);
+    write_event(j, "error", step, (int)e->code, e->text);
+}
+
 void journal_event(Journal *j, const char *event, int64_t step, const char *format, ...) {
     char text[2048];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    json_t *o = json_pack("{s:s, s:I, s:f, s:s}", "event", event, "step", (json_int_t)step, "time", (double)time(NULL), "text", text);
-    char *line = o ? json_dumps(o, JSON_COMPACT) : NULL;
-    fprintf(j->events, "%s\n", line ? line : "{\"event\": \"unprintable\"}");
-    fflush(j->events);
-    free(line);
-    json_decref(o);
+    write_event(j, event, step, 0, text);
     end_line(j);
     printf("%s: %s\n", event, text);
     fflush(stdout);

@@ -1,9 +1,10 @@
 /* From a Config to open ranks. Everything that can be refused is refused here, before a file is created or a weight is read. */
 #include "train/session.h"
 
-#include "checkpoint/checkpoint.h"
+#include "checkpoint/checkpoints.h"
 
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,24 +55,22 @@ static bool settle_ranks(Session *s, Error *e) {
     return true;
 }
 
+/* A run as model.path means its newest checkpoint. */
 static bool read_spec(Session *s, Error *e) {
     const Config *c = s->config;
-    s->weights = c->model_path;
+    s->weights = s->model.text;
     if (!*c->model_path && !*c->model_config)
         return fail(e, EXIT_USAGE, "no model: give model.config (a Hugging Face config.json, random weights) or model.path (a checkpoint directory)");
     if (!*c->model_path) return spec_read(&s->spec, c->model_config, e);
-    char path[4200];
-    snprintf(path, sizeof path, "%s/config.json", c->model_path);
-    return spec_read(&s->spec, path, e);
+    return checkpoint_named(c->model_path, &s->model, e) && spec_read(&s->spec, path_join(s->weights, "config.json").text, e);
 }
 
 /* data.tokenizer, else the one beside the model, else bytes. */
 static bool open_tokenizer(Session *s, Error *e) {
     const Config *c = s->config;
-    char beside[4200];
-    snprintf(beside, sizeof beside, "%s/tokenizer.json", c->model_path);
-    bool found = *c->model_path && access(beside, R_OK) == 0;
-    s->tokenizer = tokenizer_open(*c->data_tokenizer ? c->data_tokenizer : found ? beside : NULL, e);
+    Path beside = path_join(s->weights, "tokenizer.json");
+    bool found = *s->weights && access(beside.text, R_OK) == 0;
+    s->tokenizer = tokenizer_open(*c->data_tokenizer ? c->data_tokenizer : found ? beside.text : NULL, e);
     return s->tokenizer != NULL;
 }
 
@@ -129,6 +128,24 @@ typedef struct {
     Run **runs;
 } Ranks;
 
+/* Ranks of one mpirun mostly fail alike: rank 0 speaks, which ends the job; the others speak when it has not done so. */
+static void let_leader_speak(void) {
+    if (wire_mpi_rank() > 0) sleep(1);
+}
+
+int session_error(const Error *e) {
+    let_leader_speak();
+    return error_print(e);
+}
+
+void error_place(Error *e, const char *format, ...) {
+    size_t used = strlen(e->text);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(e->text + used, sizeof e->text - used, format, args);
+    va_end(args);
+}
+
 /* A rank that fails tells the others; its Run stays open until all have returned, since they may be reading its memory. */
 static void rank_main(void *context, int index) {
     Ranks *all = context;
@@ -136,8 +153,11 @@ static void rank_main(void *context, int index) {
     Error *e = &s->errors[index];
     Wire *w = s->wires[index];
     all->runs[index] = run_open(s->config, &s->spec, s->tokens, w, s->config->device, &s->price[w->rank], e);
+    if (!all->runs[index] && s->world > 1) error_place(e, " (rank %d)", w->rank);
     bool ok = all->runs[index] && s->body(s, all->runs[index], e);
-    if (!ok && e->code != EXIT_STOPPED) w->poison(w, e);
+    if (ok || e->code == EXIT_STOPPED) return;
+    let_leader_speak();
+    w->poison(w, e);
 }
 
 /* The first rank with an error of its own speaks; those that only lost a peer do not. */
@@ -157,7 +177,7 @@ int session_run(Session *s, PriceFunction price, RankBody body, void *context) {
     s->context = context;
     s->price = calloc((size_t)s->world, sizeof *s->price);
     MUST(s->price);
-    if (!price(s->config, &s->spec, s->world, s->price, &e) || !fits(s, &e) || !open_wires(s, &e)) return error_print(&e);
+    if (!price(s->config, &s->spec, s->world, s->price, &e) || !fits(s, &e) || !open_wires(s, &e)) return session_error(&e);
     Ranks all = {.session = s, .runs = calloc((size_t)s->local, sizeof(Run *))};
     MUST(all.runs);
     threads_run(s->local, rank_main, &all);
@@ -165,7 +185,7 @@ int session_run(Session *s, PriceFunction price, RankBody body, void *context) {
     free(all.runs);
     const Error *worst = worst_error(s);
     if (!worst) return EXIT_DONE;
-    return worst->code == EXIT_STOPPED ? EXIT_STOPPED : error_print(worst);
+    return worst->code == EXIT_STOPPED ? EXIT_STOPPED : session_error(worst);
 }
 
 bool session_weights(Session *s, Run *r, Checkpoints *c, Error *e) {

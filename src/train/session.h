@@ -4,6 +4,7 @@
 #define MOP_SESSION_H
 
 #include "checkpoint/checkpoint.h"
+#include "checkpoint/text.h"
 #include "train/run.h"
 
 typedef struct Session Session;
@@ -18,7 +19,8 @@ struct Session {
     Spec spec;
     Tokenizer *tokenizer;
     Tokens *tokens;
-    const char *weights; /* a checkpoint directory to start from; "": random */
+    Path model;          /* the directory that model.path means; "" without one */
+    const char *weights; /* its text: a checkpoint to start from; "": random */
     int world, local, first; /* ranks in all; in this process; the first of those */
     Price *price;            /* [world] */
     Wire **wires;            /* [local] */
@@ -40,6 +42,11 @@ void session_close(Session *s);
 Checkpoints *session_checkpoints(Session *s, Run *r, const char *run, Error *e);
 bool session_weights(Session *s, Run *r, Checkpoints *c, Error *e);
 bool session_leads(const Session *s); /* this process has rank 0 */
+
+/* Prints an error that every process of an mpirun may have, once if they all do; returns its exit code. */
+int session_error(const Error *e);
+/* Adds to an error's text where it happened. */
+void error_place(Error *e, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Runs body(context, rank) on `n` threads; waits for all. */
 void threads_run(int n, void (*body)(void *context, int index), void *context);

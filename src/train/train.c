@@ -2,6 +2,7 @@
 #include "train/journal.h"
 #include "train/train.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,8 +14,13 @@
 static volatile sig_atomic_t signals_seen;
 
 static void on_signal(int number) {
+    static const char text[] = "\nmop: finishing the step and saving; a second signal ends at once\n";
     signals_seen = signals_seen + 1;
     if (signals_seen > 1) _exit(128 + number);
+    int before = errno;
+    ssize_t told = write(STDERR_FILENO, text, sizeof text - 1);
+    (void)told; /* nobody may be listening */
+    errno = before;
 }
 
 /* mpirun sends SIGTERM (and SIGINT) to the survivors of a dead rank: there only SIGUSR1 asks for a checkpoint. */
@@ -30,6 +36,7 @@ static void watch_signals(void) {
 
 typedef struct {
     const char *run;
+    int lock; /* on the run directory; -1: none yet. Rank 0's */
 } Training;
 
 typedef struct {
@@ -40,8 +47,10 @@ typedef struct {
     TrainState state;
 } Trainer;
 
-static bool start(Trainer *t, const char *run, Error *e) {
+/* The run directory is made when all that was read has been found good. */
+static bool start(Trainer *t, Training *training, Error *e) {
     Session *s = t->session;
+    const char *run = training->run;
     ResumeReport report;
     t->checkpoints = session_checkpoints(s, t->run, run, e);
     if (!t->checkpoints || !checkpoint_resume(t->checkpoints, &report, e)) return false;
@@ -51,7 +60,7 @@ static bool start(Trainer *t, const char *run, Error *e) {
     t->state = report.found ? report.state : (TrainState){.data_hash = tokens_info(s->tokens).hash, .config_hash = config_hash(s->config)};
     t->run->updates = t->state.updates;
     if (t->run->comm.mesh.rank != 0) return true;
-    t->journal = journal_open(run, s->config, t->state.step, e);
+    if (journal_prepare(run, s->config, &training->lock, e)) t->journal = journal_open(run, s->config, t->state.step, e);
     if (!t->journal) return false;
     journal_banner(t->journal, s, t->run, t->state.step);
     if (report.damaged) journal_event(t->journal, "damaged", t->state.step, "%lld newer checkpoint%s passed over: %s", (long long)report.damaged, report.damaged == 1 ? "" : "s", report.damage);
@@ -100,7 +109,7 @@ static bool bad_step(Trainer *t, const StepResult *result, Error *e) {
     if (t->journal)
         journal_event(t->journal, "not_finite", result->step + 1, "loss %g, gradient of %s on rank %d is not finite; the step changes nothing", result->loss,
                       g->finite ? "nothing" : g->bad, g->rank);
-    if (t->run->bad_steps <= t->session->config->train_max_bad_steps) return true;
+    if (t->run->bad_steps < t->session->config->train_max_bad_steps) return true;
     return fail(e, EXIT_DIVERGED, "%lld steps in a row had no finite gradient; step %lld; lower optimizer.learning_rate and start from an earlier checkpoint",
                 (long long)t->run->bad_steps, (long long)result->step + 1);
 }
@@ -145,10 +154,10 @@ static bool loop(Trainer *t, Error *e) {
 }
 
 static bool train_rank(Session *s, Run *r, Error *e) {
-    const Training *training = s->context;
     Trainer t = {.session = s, .run = r};
-    bool ok = start(&t, training->run, e) && loop(&t, e);
-    if (t.journal && !ok && e->code != EXIT_STOPPED) journal_event(t.journal, "error", t.state.step, "%s", e->text);
+    bool started = start(&t, s->context, e), ok = started && loop(&t, e), failed = !ok && e->code != EXIT_STOPPED;
+    if (started && failed && e->code != EXIT_PEER) error_place(e, " (rank %d, step %lld)", r->comm.mesh.rank, (long long)t.state.step + 1);
+    if (t.journal && failed) journal_error(t.journal, t.state.step, e);
     journal_close(t.journal);
     checkpoints_close(t.checkpoints);
     return ok;
@@ -158,10 +167,17 @@ int train_command(Session *s, const char *run, PriceFunction price) {
     Error e = {0};
     if (s->config->device[0] == 's') {
         fail(&e, EXIT_USAGE, "device %s only meters; use `mop plan` for it, and device cpu to train", s->config->device);
-        return error_print(&e);
+        return session_error(&e);
     }
-    if (!session_data(s, &e)) return error_print(&e);
-    if (session_leads(s) && !journal_prepare(run, s->config, &e)) return error_print(&e);
-    watch_signals();
-    return session_run(s, price, train_rank, &(Training){run});
+    if (!session_data(s, &e)) return session_error(&e);
+    Training training = {.run = run, .lock = -1};
+    int code;
+    if (session_leads(s) && !journal_claim(run, s->config, &training.lock, &e)) {
+        code = session_error(&e);
+    } else {
+        watch_signals();
+        code = session_run(s, price, train_rank, &training);
+    }
+    if (training.lock >= 0) close(training.lock);
+    return code;
 }

@@ -1,8 +1,8 @@
-/* The families mop knows. A family is one file of numbers, a table of names and what it alone has; a new one starts as a copy
- * of the simplest (mixtral.c) and a line here and in spec.c's table.
+/* The families mop knows. A family is one file of numbers, a table of names and what it alone has; a new one
+ * starts as a copy of the simplest (mixtral.c) and a line here and in spec.c's table.
  *
- * A family's read() goes over a config in v4 spelling: spec_from_json has already moved v5's keys to where v4 has them.
- */
+ * A family's read() goes over a config in v4 spelling: spec_from_json has already moved v5's keys to where v4
+ * has them. / */
 #ifndef MOP_FAMILIES_H
 #define MOP_FAMILIES_H
 
@@ -15,11 +15,14 @@ typedef struct {
     double rope_theta, norm_epsilon, balance;
 } FamilyDefaults;
 
-/* What all decoders of the Llama line share: sizes, rope, norms, initialisation, balance loss; refuses what no family here
- * computes. Widths of MLPs, experts' number and choice and all that differs are the family's own to read. */
+/* What all decoders of the Llama line share: sizes, rope, norms, initialisation, balance loss; refuses what no
+ * family here computes. Widths of MLPs, experts' number and choice and all that differs are the family's own to
+ * read. */
 bool family_read_decoder(Spec *s, const json_t *config, const char *where, FamilyDefaults defaults, Error *e);
-/* s->experts from `key` or its alias of transformers 5, s->top_k, s->expert_hidden from `width`. The source keeps `key`. */
-bool family_read_experts(Spec *s, const json_t *config, const char *where, const char *key, const char *width, Error *e);
+/* s->experts from `key` or its alias of transformers 5, s->top_k, s->expert_hidden from `width`. The source
+ * keeps `key`. */
+bool family_read_experts(Spec *s, const json_t *config, const char *where, const char *key, const char *width,
+                         Error *e);
 
 /* A size that must be there, in [1, limit]. */
 bool family_size(const json_t *config, const char *key, int64_t limit, int64_t *out, const char *where, Error *e);
@@ -28,6 +31,7 @@ bool family_without(const json_t *config, const char *key, const char *where, Er
 
 enum { MAX_WIDTH = 1 << 20, MAX_HEADS = 1 << 14, MAX_VOCABULARY = 1 << 28, MAX_WINDOW = 1 << 30 };
 
+/* clang-format off */
 #define DECODER_NAMES \
     [EMBED] = "model.embed_tokens.weight", \
     [ATTENTION_NORM] = "model.layers.%L.input_layernorm.weight", \
@@ -53,5 +57,6 @@ enum { MAX_WIDTH = 1 << 20, MAX_HEADS = 1 << 14, MAX_VOCABULARY = 1 << 28, MAX_W
     .fused_gate_up = "model.layers.%L.mlp.experts.gate_up_proj", \
     .fused_down = "model.layers.%L.mlp.experts.down_proj", \
     .fused_router = "model.layers.%L.mlp.gate.weight"
+/* clang-format on */
 
 #endif

@@ -1,4 +1,5 @@
-/* Mixtral: the plain decoder, experts in every layer, chosen probabilities always renormalised. One window for all layers. */
+/* Mixtral: the plain decoder, experts in every layer, chosen probabilities always renormalised. One window for
+ * all layers. */
 #include "model/families/families.h"
 
 static bool read(Spec *s, const json_t *config, const char *where, Error *e) {
@@ -13,8 +14,7 @@ static bool read(Spec *s, const json_t *config, const char *where, Error *e) {
 const Family family_mixtral = {
     .model_type = "mixtral",
     .architecture = "MixtralForCausalLM",
-    .name = {DECODER_NAMES,
-             [ROUTER] = "model.layers.%L.block_sparse_moe.gate.weight",
+    .name = {DECODER_NAMES, [ROUTER] = "model.layers.%L.block_sparse_moe.gate.weight",
              [EXPERT_GATE] = "model.layers.%L.block_sparse_moe.experts.%E.w1.weight",
              [EXPERT_UP] = "model.layers.%L.block_sparse_moe.experts.%E.w3.weight",
              [EXPERT_DOWN] = "model.layers.%L.block_sparse_moe.experts.%E.w2.weight"},

@@ -1,5 +1,5 @@
-/* OLMoE: q and k are normalised as whole projected vectors, before they are cut into heads, so heads have no size of their own.
- * Experts in every layer, never a window whatever the config says. */
+/* OLMoE: q and k are normalised as whole projected vectors, before they are cut into heads, so heads have no
+ * size of their own. Experts in every layer, never a window whatever the config says. */
 #include "model/families/families.h"
 
 static bool read(Spec *s, const json_t *config, const char *where, Error *e) {
@@ -11,10 +11,11 @@ static bool read(Spec *s, const json_t *config, const char *where, Error *e) {
         !json_bool(config, "norm_topk_prob", false, &s->normalise_top_k, where, e))
         return false;
     if (s->heads * s->head_dim == s->hidden) return true;
-    return fail(e, EXIT_DATA,
-                "OLMoE's heads share out hidden_size: %lld heads of head_dim %lld are not %lld; %s; correct head_dim or "
-                "remove it",
-                (long long)s->heads, (long long)s->head_dim, (long long)s->hidden, where);
+    return fail(
+        e, EXIT_DATA,
+        "OLMoE's heads share out hidden_size: %lld heads of head_dim %lld are not %lld; %s; correct head_dim or "
+        "remove it",
+        (long long)s->heads, (long long)s->head_dim, (long long)s->hidden, where);
 }
 
 const Family family_olmoe = {

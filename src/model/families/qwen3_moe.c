@@ -1,5 +1,6 @@
-/* Qwen3-MoE: q and k normalised head by head, heads of any size, dense MLPs in the layers that `mlp_only_layers` lists and where
- * `decoder_sparse_step` does not divide the layer's number, counted from 1. A window counts only where it is turned on. */
+/* Qwen3-MoE: q and k normalised head by head, heads of any size, dense MLPs in the layers that
+ * `mlp_only_layers` lists and where `decoder_sparse_step` does not divide the layer's number, counted from 1. A
+ * window counts only where it is turned on. */
 #include "model/families/families.h"
 
 static bool is_listed(const json_t *layers, int64_t layer) {
@@ -18,7 +19,8 @@ static bool check_listed(const json_t *layers, const char *where, Error *e) {
         return fail(e, EXIT_DATA, "\"mlp_only_layers\" must be a list of layers; %s; correct the file", where);
     json_array_foreach(layers, i, each) {
         if (!json_is_integer(each) || json_integer_value(each) < 0)
-            return fail(e, EXIT_DATA, "\"mlp_only_layers\" must hold layers, counted from 0; %s; correct the file", where);
+            return fail(e, EXIT_DATA, "\"mlp_only_layers\" must hold layers, counted from 0; %s; correct the file",
+                        where);
     }
     return true;
 }
@@ -26,8 +28,7 @@ static bool check_listed(const json_t *layers, const char *where, Error *e) {
 static bool read_dense_layers(Spec *s, const json_t *config, const char *where, Error *e) {
     const json_t *listed = json_object_get(config, "mlp_only_layers");
     int64_t step;
-    if (!check_listed(listed, where, e) ||
-        !json_int(config, "decoder_sparse_step", 1, 1, INT32_MAX, &step, where, e))
+    if (!check_listed(listed, where, e) || !json_int(config, "decoder_sparse_step", 1, 1, INT32_MAX, &step, where, e))
         return false;
     bool any = false;
     for (int64_t layer = 0; layer < s->layers; layer++) {
@@ -55,10 +56,8 @@ static bool read(Spec *s, const json_t *config, const char *where, Error *e) {
 const Family family_qwen3_moe = {
     .model_type = "qwen3_moe",
     .architecture = "Qwen3MoeForCausalLM",
-    .name = {DECODER_NAMES, QK_NORM_NAMES, MLP_EXPERT_NAMES,
-             [MLP_GATE] = "model.layers.%L.mlp.gate_proj.weight",
-             [MLP_UP] = "model.layers.%L.mlp.up_proj.weight",
-             [MLP_DOWN] = "model.layers.%L.mlp.down_proj.weight"},
+    .name = {DECODER_NAMES, QK_NORM_NAMES, MLP_EXPERT_NAMES, [MLP_GATE] = "model.layers.%L.mlp.gate_proj.weight",
+             [MLP_UP] = "model.layers.%L.mlp.up_proj.weight", [MLP_DOWN] = "model.layers.%L.mlp.down_proj.weight"},
     FUSED_NAMES,
     .read = read,
 };

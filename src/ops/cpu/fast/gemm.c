@@ -1,38 +1,38 @@
-/* c = a b in three steps: b is packed, block by block, into panels that the kernel reads in sequence; a is read where it lies,
- * or copied a few rows at a time where it must be widened or lies across; and one kernel keeps a tile of c in registers.
+/* c = a b in three steps: b is packed, block by block, into panels that the kernel reads in sequence; a is read where it
+ * lies, or copied a few rows at a time where it must be widened or lies across; one kernel keeps a tile of c in registers.
  *
  *        right: panels of TILE_COLUMNS            for each block of k (GEMM_DEPTH)
  *        +------+------+------+                       pack b
  *   k    |      |      |      |                       for each TILE_ROWS rows of a
  *        |panel |panel |panel |                           for each panel: the kernel
  *        +------+------+------+
- *   left                                          A tile reads its rows of a (first cache) against a panel of b (second
- *   +--+ +------+------+------+                   cache): TILE_ROWS + TILE_VECTORS loads for TILE_ROWS * TILE_VECTORS fma.
- *   |  | | tile |      |      |  TILE_ROWS
+ *   left                                      A tile reads its rows of a (first cache) against a panel of b (second
+ *   +--+ +------+------+------+               cache): TILE_ROWS + TILE_VECTORS loads for TILE_ROWS * TILE_VECTORS
+ *   |  | | tile |      |      |  TILE_ROWS    multiply-adds.
  *   +--+ +------+------+------+
  *
- * Results that are not rows of REALs (bf16, or turned) are summed in scratch and brought home after the last block of k. */
+ * Results that are not rows of REALs (bf16, or turned) are summed in scratch and brought home after the last block of k.
+ * Operands are often larger than the caches, so the kernel asks for the memory that will be packed next while it works. */
 #include "ops/cpu/fast/gemm.h"
 
 /* ---- The kernel ------------------------------------------------------------------------------- */
 
-/* One tile: c[rows, columns] (+)= alpha left right over `depth`. */
+/* One tile: c[rows, columns] (+)= left right over `depth`. */
 typedef struct {
     int64_t depth;
     const REAL *left; /* element (i, p) at left[i row + p step] */
     int64_t left_row, left_step;
-    const REAL *right; /* vectors of row p at right[p right_step] */
+    const REAL *right; /* row p at right[p right_step] */
     int64_t right_step;
     REAL *c;
     int64_t c_row;
-    REAL alpha;
     bool add;
-    const char *ahead; /* two cache lines to ask for, and again `ahead_step` bytes on, at each step of depth */
+    const char *ahead; /* two cache lines to ask for, `ahead_step` bytes further at each step of depth */
     int64_t ahead_step;
 } Tile;
 
-/* Rows are reached from one pointer in three: two of three addresses are then base + row or base + 2 row, which the processor
- * computes within the load, and all pointers stay in registers. Every loop over `sum` is unrolled, or it would live in memory. */
+/* Rows are reached from one pointer in three: the other addresses are base + row and base + 2 row, which the processor
+ * computes within the load, so that all pointers stay in registers. */
 INLINE void tile_product(const Tile *t, const int rows, const int vectors) {
     Vector sum[TILE_ROWS][TILE_VECTORS];
     UNROLLED for (int i = 0; i < rows; i++) {
@@ -62,8 +62,7 @@ INLINE void tile_product(const Tile *t, const int rows, const int vectors) {
     UNROLLED for (int i = 0; i < rows; i++) {
         UNROLLED for (int v = 0; v < vectors; v++) {
             REAL *c = t->c + i * t->c_row + v * LANES;
-            Vector x = sum[i][v] * t->alpha;
-            vector_store(c, t->add ? vector_load(c) + x : x);
+            vector_store(c, t->add ? vector_load(c) + sum[i][v] : sum[i][v]);
         }
     }
 }
@@ -139,17 +138,19 @@ INLINE const void *value_at(const void *p, int64_t i, bool half) {
 
 /* ---- Packing the right side ------------------------------------------------------------------- */
 
-/* One panel: panel[p TILE_COLUMNS + j] = b[p, j], zeros beyond `columns`. */
-
-/* Rows of b are contiguous. */
+/* One panel: panel[p TILE_COLUMNS + j] = b[p, j], zeros beyond `columns`. Here rows of b are contiguous. */
 INLINE void pack_rows(REAL *panel, Operand b, int64_t columns, int64_t depth, bool half) {
     for (int64_t p = 0; p < depth; p++, panel += TILE_COLUMNS) {
         const void *from = element_at(b, p, 0);
         if (columns == TILE_COLUMNS) {
-            UNROLLED for (int v = 0; v < TILE_VECTORS; v++) vector_store(panel + v * LANES, values_vector(value_at(from, v * LANES, half), half));
+            UNROLLED for (int j = 0; j < TILE_COLUMNS; j += LANES) {
+                vector_store(panel + j, values_vector(value_at(from, j, half), half));
+            }
             continue;
         }
-        for (int64_t j = 0; j < TILE_COLUMNS; j++) panel[j] = j < columns ? value_load(value_at(from, j, half), half) : 0;
+        for (int64_t j = 0; j < TILE_COLUMNS; j++) {
+            panel[j] = j < columns ? value_load(value_at(from, j, half), half) : 0;
+        }
     }
 }
 
@@ -171,16 +172,15 @@ INLINE void pack_columns(REAL *panel, Operand b, int64_t columns, int64_t depth,
     }
 }
 
-void KERNEL(gemm_pack)(REAL *right, Operand b, int64_t n, int64_t k) {
-    bool half = b.type == BF16;
-    for (int64_t j = 0; j < n; j += TILE_COLUMNS, right += TILE_COLUMNS * k) {
+INLINE void pack(REAL *right, Operand b, int64_t n, int64_t depth, bool half) {
+    MUST(b.row == 1 || b.column == 1);
+    for (int64_t j = 0; j < n; j += TILE_COLUMNS, right += TILE_COLUMNS * depth) {
         Operand part = {element_at(b, 0, j), b.type, b.row, b.column};
         int64_t columns = min64(TILE_COLUMNS, n - j);
         if (b.row == 1) {
-            half ? pack_columns(right, part, columns, k, true) : pack_columns(right, part, columns, k, false);
+            pack_columns(right, part, columns, depth, half);
         } else {
-            MUST(b.column == 1);
-            half ? pack_rows(right, part, columns, k, true) : pack_rows(right, part, columns, k, false);
+            pack_rows(right, part, columns, depth, half);
         }
     }
 }
@@ -207,7 +207,7 @@ static Left left_copy_across(REAL *buffer, Operand a, int64_t rows, int64_t dept
     return (Left){buffer, 1, TILE_ROWS};
 }
 
-/* Widens LANES values at once where as many are left to read before `end`: what is too much is overwritten by the next row. */
+/* Widens LANES values at once where there are as many to read: what is too much is overwritten by the next row. */
 static Left left_widen_across(REAL *buffer, Operand a, int64_t rows, int64_t depth, int64_t readable) {
     for (int64_t p = 0; p < depth; p++) {
         const uint16_t *from = element_at(a, 0, p);
@@ -265,7 +265,7 @@ static void sums_home_across(Result c, const REAL *sum, int64_t stride, int64_t 
         for (int s = 0; s < SQUARES; s++) {
             Vector square[LANES];
             UNROLLED for (int i = 0; i < LANES; i++) {
-                bool inside = s * LANES + i < TILE_ROWS; /* the strip's buffer holds TILE_ROWS rows, whatever `rows` is */
+                bool inside = s * LANES + i < TILE_ROWS; /* the strip's memory has TILE_ROWS rows, whatever `rows` is */
                 square[i] = inside ? vector_load(sum + (s * LANES + i) * stride + j) : vector_all(0);
             }
             transpose(square);
@@ -307,20 +307,24 @@ static bool is_direct(Result c) {
 static Right right_get(REAL *buffer, const Product *p) {
     bool vectors = p->b.type == REAL_TYPE && p->b.column == 1 && p->n % LANES == 0;
     if (vectors && p->m <= 2 * TILE_ROWS) return (Right){p->b.data, TILE_COLUMNS, p->b.row};
-    KERNEL(gemm_pack)(buffer, p->b, p->n, p->k);
+    if (p->b.type == BF16) {
+        pack(buffer, p->b, p->n, p->k, true);
+    } else {
+        pack(buffer, p->b, p->n, p->k, false);
+    }
     return (Right){buffer, TILE_COLUMNS * p->k, TILE_COLUMNS};
 }
 
 /* Asks the memory for rows [first, end): the next strip's, while the kernel is busy with this one's. */
 static void rows_ask(Operand o, int64_t first, int64_t end, int64_t width) {
-    const int64_t line = 64 / (o.type == BF16 ? 2 : (int64_t)sizeof(REAL));
+    const int64_t line = 64 / real_bytes(o.type);
     for (int64_t i = first; i < end; i++) {
         for (int64_t j = 0; j < width; j += line) __builtin_prefetch(element_at(o, i, j));
     }
 }
 
-/* One block of k (all of p.k). Sums that cannot go straight home wait in `sums`, `c_row` apart: every strip in rows of its own
- * when `keep`, until the last block; else all in the same rows. */
+/* A block is one stretch of k (all of its product's k). Sums that cannot go straight home wait in `sums`, rows `sums_row`
+ * apart: each strip in rows of its own until the last block; where the first is the last, all in the same rows. */
 typedef struct {
     bool first, last;
     REAL *sums, *left;
@@ -328,33 +332,33 @@ typedef struct {
     Product next; /* the block after this one, or nothing */
 } Phase;
 
-/* What the kernel asks the memory for in its `tile`th tile of a block, so that it is near when the next block is packed: columns of
- * two cache lines of b and a where these lie in rows along n and m. Then nothing but what is near anyway. */
+/* What the kernel asks the memory for during tile number `tile` of a block, for the next block: columns, two cache lines
+ * wide, of b and of a, where these lie across k. After the last of them only what is near anyway. */
 typedef struct {
     const char *data;
     int64_t step;
 } Ahead;
 
 static Ahead ahead_of(const Product *next, int64_t tile, const void *near) {
-    const int64_t width = 128 / (int64_t)sizeof(REAL) * (next->b.type == BF16 ? 2 : 1);
-    int64_t b_columns = next->b.column == 1 ? ceil_div(next->n, width) : 0;
-    if (tile < b_columns) return (Ahead){element_at(next->b, 0, tile * width), element_bytes(next->b) * next->b.row};
+    const Operand b = next->b, a = next->a;
+    int64_t b_width = 128 / real_bytes(b.type), b_columns = b.column == 1 ? ceil_div(next->n, b_width) : 0;
+    if (tile < b_columns) return (Ahead){element_at(b, 0, tile * b_width), real_bytes(b.type) * b.row};
     tile -= b_columns;
-    int64_t a_columns = next->a.row == 1 ? ceil_div(next->m, width) : 0;
-    if (tile < a_columns) return (Ahead){element_at(next->a, tile * width, 0), element_bytes(next->a) * next->a.column};
+    int64_t a_width = 128 / real_bytes(a.type), a_columns = a.row == 1 ? ceil_div(next->m, a_width) : 0;
+    if (tile < a_columns) return (Ahead){element_at(a, tile * a_width, 0), real_bytes(a.type) * a.column};
     return (Ahead){near, 0};
 }
 
-/* Rows [row, row + rows) of one block of k, to `c`, which are rows of REALs. */
+/* Rows [row, row + rows) of a block, to `c`, which are rows of REALs. */
 static void strip_run(const Product *p, Right right, int64_t row, int64_t rows, REAL *c, int64_t c_row, bool add,
                       const Phase *phase) {
     Operand a = {element_at(p->a, row, 0), p->a.type, p->a.row, p->a.column};
     Left left = left_get(phase->left, a, rows, p->k, p->m - row);
-    Tile t = {.depth = p->k, .left = left.data, .left_row = left.row, .left_step = left.step, .right_step = right.step,
-              .c_row = c_row, .alpha = p->alpha, .add = add};
-    int64_t tile = row / TILE_ROWS * ceil_div(p->n, TILE_COLUMNS);
+    Tile t = {.depth = p->k, .left = left.data, .left_row = left.row, .left_step = left.step,
+              .right_step = right.step, .c_row = c_row, .add = add};
+    int64_t panels = ceil_div(p->n, TILE_COLUMNS), tile = row / TILE_ROWS * panels;
     int64_t ask = rows, ask_end = a.column == 1 ? min64(rows + TILE_ROWS, p->m - row) : 0;
-    int64_t ask_share = ceil_div(TILE_ROWS, ceil_div(p->n, TILE_COLUMNS));
+    int64_t ask_share = ceil_div(TILE_ROWS, panels);
     for (int64_t j = 0; j < p->n; j += TILE_COLUMNS, ask += ask_share) {
         rows_ask(a, ask, min64(ask + ask_share, ask_end), p->k);
         t.right = right.data + j / TILE_COLUMNS * right.panel;
@@ -390,31 +394,27 @@ static void block_run(const Product *p, Right right, const Phase *phase) {
 /* The block at (i, j, k), as large as blocks are; empty beyond the end. */
 static Product block_at(const Product *p, int64_t i, int64_t j, int64_t k, int64_t height) {
     if (j >= p->n) return (Product){0};
-    return product_part(p, i, j, k, min64(height, p->m - i), min64(GEMM_COLUMNS, p->n - j), min64(GEMM_DEPTH, p->k - k));
+    int64_t rows = min64(height, p->m - i), columns = min64(GEMM_COLUMNS, p->n - j);
+    return product_part(p, i, j, k, rows, columns, min64(GEMM_DEPTH, p->k - k));
 }
 
 void KERNEL(gemm)(const Product *p, REAL *scratch) {
-    REAL *right = scratch, *sums = right + GEMM_DEPTH * GEMM_COLUMNS, *left = sums + (GEMM_ROWS + TILE_ROWS) * GEMM_COLUMNS;
+    REAL *right = scratch, *sums = right + GEMM_DEPTH * GEMM_COLUMNS;
+    REAL *left = sums + (GEMM_ROWS + TILE_ROWS) * GEMM_COLUMNS;
     int64_t height = is_direct(p->c) || p->k <= GEMM_DEPTH ? p->m : GEMM_ROWS;
     for (int64_t j = 0; j < p->n; j += GEMM_COLUMNS) {
         for (int64_t i = 0; i < p->m; i += height) {
             int64_t k = 0;
             do { /* once for k = 0, too: the sum of nothing is 0 */
                 Product block = block_at(p, i, j, k, height);
-                Phase phase = {.first = k == 0, .last = k + block.k == p->k, .sums = sums, .left = left, .sums_row = GEMM_COLUMNS};
-                phase.next = phase.last ? block_at(p, i, j + GEMM_COLUMNS, 0, height) : block_at(p, i, j, k + block.k, height);
-                block_run(&block, right_get(right, &block), &phase);
+                Phase phase = {.first = k == 0, .last = k + block.k == p->k,
+                               .sums = sums, .left = left, .sums_row = GEMM_COLUMNS};
                 k += block.k;
+                phase.next = phase.last ? block_at(p, i, j + GEMM_COLUMNS, 0, height) : block_at(p, i, j, k, height);
+                block_run(&block, right_get(right, &block), &phase);
             } while (k < p->k);
         }
     }
-}
-
-void KERNEL(gemm_packed)(const Product *p, const REAL *right, REAL *scratch) {
-    MUST(p->k <= GEMM_DEPTH);
-    Phase phase = {.first = true, .last = true, .sums = scratch + GEMM_LEFT, .left = scratch,
-                   .sums_row = ceil_div(p->n, TILE_COLUMNS) * TILE_COLUMNS};
-    block_run(p, (Right){right, TILE_COLUMNS * p->k, TILE_COLUMNS}, &phase);
 }
 
 Product KERNEL(gemm_turn)(Product p) {

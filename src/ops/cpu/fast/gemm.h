@@ -1,17 +1,16 @@
-/* Matrix products on one thread: c = alpha a b, or added to c.
+/* Matrix products on one thread: c = a b, or added to c.
  *
- * Any strides: a transposed matrix is the same memory with its strides exchanged, so that x w^T, dy w and dy^T x are one code.
- * bf16 operands are widened on their way in and sums are kept in REAL; a bf16 result is rounded once, at the end.
+ * A transposed matrix is the same memory with its strides exchanged, so that x w^T, dy w and dy^T x are one code. bf16
+ * operands are widened on their way in and sums are kept in REAL; a bf16 result is rounded once, at the end.
  *
- * Each element is summed over k in blocks of GEMM_DEPTH, in order, wherever it lies: its value does not depend on m, n, its
- * place, the split into tasks, or which operand is packed.
- */
+ * Each element is summed over k in blocks of GEMM_DEPTH, in order, wherever it lies: its value does not depend on m, n,
+ * its place, the split into tasks, or which operand is packed. */
 #ifndef MOP_FAST_GEMM_H
 #define MOP_FAST_GEMM_H
 
 #include "ops/cpu/fast/fast.h"
 
-/* Element (i, j) of a matrix lies at data[i row + j column]. Types: REAL or, for float, BF16 (type_fast). */
+/* Element (i, j) of a matrix lies at data[i row + j column]; row or column is 1. Types: REAL or, for float, BF16. */
 typedef struct {
     const void *data;
     Type type;
@@ -21,16 +20,15 @@ typedef struct {
 typedef struct {
     void *data;
     Type type;
-    int64_t row, column; /* one of them is 1 */
-    bool add;            /* to what is there */
+    int64_t row, column;
+    bool add; /* to what is there */
 } Result;
 
-/* c[m,n] (+)= alpha a[m,k] b[k,n] */
+/* c[m,n] (+)= a[m,k] b[k,n] */
 typedef struct {
     Result c;
     Operand a, b;
     int64_t m, n, k;
-    REAL alpha;
 } Product;
 
 /* The kernel's tile of c lives in registers: TILE_ROWS x TILE_COLUMNS. */
@@ -42,9 +40,9 @@ enum { TILE_ROWS = 6 };
 enum {
     TILE_VECTORS = 2,
     TILE_COLUMNS = TILE_VECTORS * LANES,
-    GEMM_DEPTH = 256,                    /* of a block of b: with a tile's rows of a it stays in the first cache */
-    GEMM_COLUMNS = 16384 / REAL_BITS, /* of a packed block of b: GEMM_DEPTH times this stays in the second cache */
-    GEMM_ROWS = 384,                     /* of c, when sums wait in scratch for the next block of k */
+    GEMM_DEPTH = 256,                 /* of a block: a panel and a tile's rows of a fit the first cache together */
+    GEMM_COLUMNS = 16384 / REAL_BITS, /* of a block: packed, it fits the second cache */
+    GEMM_ROWS = 384,                  /* of c, when sums wait in scratch for the next block of k */
     GEMM_LEFT = TILE_ROWS * (GEMM_DEPTH + LANES),
     GEMM_SCRATCH = (GEMM_DEPTH + GEMM_ROWS + TILE_ROWS) * GEMM_COLUMNS + GEMM_LEFT, /* REALs */
 };
@@ -53,20 +51,21 @@ static inline Operand operand_transposed(Operand o) {
     return (Operand){o.data, o.type, o.column, o.row};
 }
 
-static inline int64_t element_bytes(Operand o) {
-    return o.type == BF16 ? 2 : (int64_t)sizeof(REAL);
+static inline int64_t real_bytes(Type t) {
+    return t == BF16 ? 2 : (int64_t)sizeof(REAL);
 }
 
 static inline const void *element_at(Operand o, int64_t i, int64_t j) {
-    return (const char *)o.data + (i * o.row + j * o.column) * element_bytes(o);
+    return (const char *)o.data + (i * o.row + j * o.column) * real_bytes(o.type);
 }
 
 static inline void *result_at(Result c, int64_t i, int64_t j) {
-    return (char *)c.data + (size_t)(i * c.row + j * c.column) * (c.type == BF16 ? 2 : sizeof(REAL));
+    return (char *)c.data + (i * c.row + j * c.column) * real_bytes(c.type);
 }
 
 /* Rows [i, i + rows) and columns [j, j + columns) of c, summed over [k, k + depth). */
-static inline Product product_part(const Product *p, int64_t i, int64_t j, int64_t k, int64_t rows, int64_t columns, int64_t depth) {
+static inline Product product_part(const Product *p, int64_t i, int64_t j, int64_t k, int64_t rows, int64_t columns,
+                                   int64_t depth) {
     Product part = *p;
     part.c.data = result_at(p->c, i, j);
     part.a.data = element_at(p->a, i, k);
@@ -77,19 +76,11 @@ static inline Product product_part(const Product *p, int64_t i, int64_t j, int64
     return part;
 }
 
-/* The same product, c^T = b^T a^T, where that spares packing: of two operands that run along k the smaller should be the one
- * on the right, which is transposed while it is packed. */
+/* The same product, c^T = b^T a^T, where that spares packing: of two operands that run along k the smaller should be the
+ * one on the right, which is transposed while it is packed. */
 Product KERNEL(gemm_turn)(Product p);
 
 /* scratch: GEMM_SCRATCH REALs, 64-byte aligned. */
 void KERNEL(gemm)(const Product *p, REAL *scratch);
-
-/* For a right side that many products share: packed once (right_size REALs, 64-byte aligned), k at most GEMM_DEPTH. `p.b` is
- * not read. The scratch needs GEMM_LEFT + TILE_ROWS * n REALs, n rounded up to TILE_COLUMNS. */
-static inline int64_t right_size(int64_t n, int64_t k) {
-    return ceil_div(n, TILE_COLUMNS) * TILE_COLUMNS * k;
-}
-void KERNEL(gemm_pack)(REAL *right, Operand b, int64_t n, int64_t k);
-void KERNEL(gemm_packed)(const Product *p, const REAL *right, REAL *scratch);
 
 #endif

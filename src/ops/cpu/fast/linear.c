@@ -4,9 +4,9 @@
  *   linear_dx   dx [m,k] =  dy [m,n]   w [n,k]
  *   linear_dw   dw [n,k] += dy^T [n,m] x [m,k]
  *
- * A dense product is one expert with all the rows. Results are cut into tiles, the pool hands them out, and each is a product
- * on one thread, which packs for itself: tiles are made so large that packing shared between threads would gain little, and no
- * thread ever waits for another. How results are cut changes no sum. */
+ * A dense product is one expert with all the rows. Results are cut into tiles, the pool hands them out, and each is a
+ * product on one thread, which packs for itself: tiles are so large that packing shared between threads would gain little,
+ * and no thread ever waits for another. How results are cut changes no sum. */
 #include "ops/cpu/fast/gemm.h"
 
 typedef struct {
@@ -36,7 +36,7 @@ static Product forward(const LinearArgs *args, Slice s) {
     return (Product){.c = result_of(y, rows_offset(y, s), false),
                      .a = operand_of(x, rows_offset(x, s)),
                      .b = operand_transposed(operand_of(w, weight_offset(w, s))),
-                     .m = s.rows, .n = row_width(y), .k = row_width(x), .alpha = 1};
+                     .m = s.rows, .n = row_width(y), .k = row_width(x)};
 }
 
 static Product backward_dx(const LinearArgs *args, Slice s) {
@@ -44,7 +44,7 @@ static Product backward_dx(const LinearArgs *args, Slice s) {
     return (Product){.c = result_of(dx, rows_offset(dx, s), args->add),
                      .a = operand_of(dy, rows_offset(dy, s)),
                      .b = operand_of(w, weight_offset(w, s)),
-                     .m = s.rows, .n = row_width(dx), .k = row_width(dy), .alpha = 1};
+                     .m = s.rows, .n = row_width(dx), .k = row_width(dy)};
 }
 
 static Product backward_dw(const LinearArgs *args, Slice s) {
@@ -52,7 +52,7 @@ static Product backward_dw(const LinearArgs *args, Slice s) {
     return (Product){.c = result_of(dw, weight_offset(dw, s), true),
                      .a = operand_transposed(operand_of(dy, rows_offset(dy, s))),
                      .b = operand_of(x, rows_offset(x, s)),
-                     .m = row_width(dy), .n = row_width(x), .k = s.rows, .alpha = 1};
+                     .m = row_width(dy), .n = row_width(x), .k = s.rows};
 }
 
 /* ---- Tiles ------------------------------------------------------------------------------------ */

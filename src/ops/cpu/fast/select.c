@@ -1,5 +1,5 @@
-/* Which kernels a device runs: for each instruction set the tables of table.h, and the best that this processor has. Compiled
- * once, unlike its neighbours, and for any processor. */
+/* Which kernels a device runs: for each instruction set the tables of table.h, and the best that this processor has.
+ * Compiled once, unlike its neighbours, and for any processor. */
 #include "ops/cpu/fast/table.h"
 #include "ops/kernels.h"
 #include <string.h>
@@ -9,7 +9,8 @@
 #define TABLES(isa)                                                                                                    \
     FAST_KERNELS(DECLARE, float, isa)                                                                                  \
     FAST_KERNELS(DECLARE, double, isa)                                                                                 \
-    static const Kernels kernels_##isa = {#isa, {{FAST_KERNELS(ENTRY, float, isa)}, {FAST_KERNELS(ENTRY, double, isa)}}};
+    static const Kernels kernels_##isa = {                                                                             \
+        #isa, {{FAST_KERNELS(ENTRY, float, isa)}, {FAST_KERNELS(ENTRY, double, isa)}}};
 
 TABLES(portable)
 
@@ -27,8 +28,9 @@ static bool has_avx2(void) {
 }
 
 static bool has_avx512(void) {
-    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+           __builtin_cpu_supports("avx512dq");
 }
 #endif
 
@@ -58,11 +60,11 @@ const Kernels *kernels_for(const char *device, Error *e) {
     for (size_t i = 0; i < COUNT(sets); i++) {
         if (strcmp(device, sets[i].device) != 0) continue;
         if (sets[i].supported()) return sets[i].kernels;
-        fail(e, EXIT_USAGE, "this processor lacks the instructions of %s; device; use cpu, which takes the best it has (%s)",
-             device, kernels_best()->name);
+        fail(e, EXIT_USAGE, "this processor lacks the instructions of %s; device; use cpu, which takes the best it has "
+             "(%s)", device, kernels_best()->name);
         return NULL;
     }
-    fail(e, EXIT_USAGE, "unknown device \"%s\"; device; use cpu, cpu:plain, cpu:late, cpu:avx512, cpu:avx2, cpu:portable or sim:NAME",
-         text_shown(device).text);
+    fail(e, EXIT_USAGE, "\"%s\" is not a device; device; use cpu, cpu:plain, cpu:late, cpu:avx512, cpu:avx2, "
+         "cpu:portable or sim:NAME", text_shown(device).text);
     return NULL;
 }
