@@ -2,12 +2,12 @@
  *
  *   bench_ops [DEVICE [THREADS]]      cpu and all processors unless said
  *
- * Possible is what this program measures on the same machine just before: multiply-adds between registers, and a large array
- * added to another.
- * What an op did comes from its own charge, so a row cannot flatter an op that the meter counts otherwise. "of possible" is
- * the time that the op's FLOPs or its bytes, whichever take longer, would need at those rates, over the median time taken.
- * Operands small enough to stay in a cache may pass 100 %. A row during which others used the processors is
- * marked: its figure is not to be believed. After the table the same rows follow as JSON, one object a line.
+ * Possible is what this program measures on the same machine just before: multiply-adds between registers, and a large
+ * array added to another. What an op did comes from its own charge, so a row cannot flatter an op that the meter counts
+ * otherwise. "% of possible" is the time that the op's FLOPs or its bytes, whichever take longer, would need at those
+ * rates, over the median time taken. Operands small enough to stay in a cache may pass 100 %. A row during which other
+ * programs used the processors is marked: its figure is not to be believed. After the table the same rows follow as
+ * JSON, one object a line.
  *
  * T tokens, H width, I expert width, E experts, k experts a token, V vocabulary, S document length, d head size. */
 #define _GNU_SOURCE
@@ -19,7 +19,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum { T = 8192, H = 256, I = 256, E = 8, K = 2, V = 256, S = 512, HEADS = 4, D = 64, PARAMETERS = 11 << 20, SEQUENCES = T / S };
+enum { T = 8192, H = 256, I = 256, E = 8, K = 2, V = 256, S = 512, HEADS = 4, D = 64 };
+enum { SEQUENCES = T / S, PARAMETERS = 11 << 20 };
 enum { MAX_TENSORS = 12, MAX_EXPERTS = 32 };
 
 /* ---- The machine ------------------------------------------------------------------------------ */
@@ -121,8 +122,8 @@ static double seconds_busy(void) {
     long long user = 0, nice = 0, system = 0, idle = 0, wait = 0, interrupt = 0, soft = 0, steal = 0;
     FILE *f = fopen("/proc/stat", "r");
     if (f == NULL) return 0;
-    int fields = fscanf(f, "cpu %lld %lld %lld %lld %lld %lld %lld %lld", &user, &nice, &system, &idle, &wait, &interrupt,
-                        &soft, &steal);
+    int fields = fscanf(f, "cpu %lld %lld %lld %lld %lld %lld %lld %lld", &user, &nice, &system, &idle, &wait,
+                        &interrupt, &soft, &steal);
     fclose(f);
     return fields == 8 ? (double)(user + nice + system + interrupt + soft + steal) / (double)sysconf(_SC_CLK_TCK) : 0;
 }
@@ -199,8 +200,12 @@ static void linear_prepare(Bench *b, const int64_t *size) {
     b->t[LEFT] = random_tensor(b, b->real, DIM(size[0], size[2]));
     b->t[RIGHT] = weights(b, b->real, size);
 }
-static void linear_bench(Bench *b) { linear(b->stream, b->t[OUT], b->t[LEFT], b->t[RIGHT]); }
-static void experts_bench(Bench *b) { experts_linear(b->stream, b->t[OUT], b->t[LEFT], b->t[RIGHT], b->rows); }
+static void linear_bench(Bench *b) {
+    linear(b->stream, b->t[OUT], b->t[LEFT], b->t[RIGHT]);
+}
+static void experts_bench(Bench *b) {
+    experts_linear(b->stream, b->t[OUT], b->t[LEFT], b->t[RIGHT], b->rows);
+}
 
 static void logits_prepare(Bench *b, const int64_t *size) {
     linear_prepare(b, size);
@@ -212,23 +217,33 @@ static void dx_prepare(Bench *b, const int64_t *size) {
     b->t[LEFT] = random_tensor(b, b->real, DIM(size[0], size[1]));
     b->t[RIGHT] = weights(b, b->real, size);
 }
-static void dx_bench(Bench *b) { linear_dx(b->stream, b->t[OUT], b->t[LEFT], b->t[RIGHT], false); }
-static void experts_dx_bench(Bench *b) { experts_linear_dx(b->stream, b->t[OUT], b->t[LEFT], b->t[RIGHT], b->rows, false); }
+static void dx_bench(Bench *b) {
+    linear_dx(b->stream, b->t[OUT], b->t[LEFT], b->t[RIGHT], false);
+}
+static void experts_dx_bench(Bench *b) {
+    experts_linear_dx(b->stream, b->t[OUT], b->t[LEFT], b->t[RIGHT], b->rows, false);
+}
 
 static void dw_prepare(Bench *b, const int64_t *size) {
     b->t[OUT] = weights(b, b->sum, size);
     b->t[LEFT] = random_tensor(b, b->real, DIM(size[0], size[1]));
     b->t[RIGHT] = random_tensor(b, b->real, DIM(size[0], size[2]));
 }
-static void dw_bench(Bench *b) { linear_dw(b->stream, b->t[OUT], b->t[LEFT], b->t[RIGHT]); }
-static void experts_dw_bench(Bench *b) { experts_linear_dw(b->stream, b->t[OUT], b->t[LEFT], b->t[RIGHT], b->rows); }
+static void dw_bench(Bench *b) {
+    linear_dw(b->stream, b->t[OUT], b->t[LEFT], b->t[RIGHT]);
+}
+static void experts_dw_bench(Bench *b) {
+    experts_linear_dw(b->stream, b->t[OUT], b->t[LEFT], b->t[RIGHT], b->rows);
+}
 
 /* size: rows, width. */
 static void swiglu_prepare(Bench *b, const int64_t *size) {
     for (int i = 0; i < 6; i++) b->t[i] = random_tensor(b, b->real, DIM(size[0], size[1]));
     for (int i = 6; i < 8; i++) b->t[i] = random_tensor(b, b->sum, DIM(size[0]));
 }
-static void swiglu_bench(Bench *b) { swiglu(b->stream, b->t[0], b->t[1], b->t[2], b->t[6]); }
+static void swiglu_bench(Bench *b) {
+    swiglu(b->stream, b->t[0], b->t[1], b->t[2], b->t[6]);
+}
 static void swiglu_backward_bench(Bench *b) {
     swiglu_backward(b->stream, b->t[3], b->t[4], b->t[7], b->t[0], b->t[1], b->t[2], b->t[6]);
 }
@@ -239,7 +254,9 @@ static void norm_prepare(Bench *b, const int64_t *size) {
     b->t[5] = random_tensor(b, b->real, DIM(size[1]));
     b->t[6] = random_tensor(b, b->sum, DIM(size[1]));
 }
-static void norm_bench(Bench *b) { rms_norm(b->stream, b->t[0], b->t[4], b->t[1], b->t[5], 1e-5); }
+static void norm_bench(Bench *b) {
+    rms_norm(b->stream, b->t[0], b->t[4], b->t[1], b->t[5], 1e-5);
+}
 static void norm_backward_bench(Bench *b) {
     rms_norm_backward(b->stream, b->t[2], b->t[6], b->t[3], b->t[1], b->t[5], b->t[4], false);
 }
@@ -247,9 +264,15 @@ static void norm_backward_bench(Bench *b) {
 static void rows_prepare(Bench *b, const int64_t *size) {
     for (int i = 0; i < 3; i++) b->t[i] = random_tensor(b, b->real, DIM(size[0], size[1]));
 }
-static void add_bench(Bench *b) { add(b->stream, b->t[0], b->t[1], b->t[2]); }
-static void zero_bench(Bench *b) { zero(b->stream, b->t[0]); }
-static void copy_bench(Bench *b) { copy(b->stream, b->t[0], b->t[1]); }
+static void add_bench(Bench *b) {
+    add(b->stream, b->t[0], b->t[1], b->t[2]);
+}
+static void zero_bench(Bench *b) {
+    zero(b->stream, b->t[0]);
+}
+static void copy_bench(Bench *b) {
+    copy(b->stream, b->t[0], b->t[1]);
+}
 
 static void embedding_prepare(Bench *b, const int64_t *size) {
     b->t[0] = random_tensor(b, b->real, DIM(size[0], size[1]));
@@ -257,8 +280,12 @@ static void embedding_prepare(Bench *b, const int64_t *size) {
     b->t[2] = random_tensor(b, b->real, DIM(V, size[1]));
     b->t[3] = random_tensor(b, b->sum, DIM(V, size[1]));
 }
-static void embedding_bench(Bench *b) { embedding(b->stream, b->t[0], b->t[1], b->t[2]); }
-static void embedding_backward_bench(Bench *b) { embedding_backward(b->stream, b->t[3], b->t[0], b->t[1]); }
+static void embedding_bench(Bench *b) {
+    embedding(b->stream, b->t[0], b->t[1], b->t[2]);
+}
+static void embedding_backward_bench(Bench *b) {
+    embedding_backward(b->stream, b->t[3], b->t[0], b->t[1]);
+}
 
 /* size: tokens, heads, d. */
 static void rope_prepare(Bench *b, const int64_t *size) {
@@ -267,8 +294,12 @@ static void rope_prepare(Bench *b, const int64_t *size) {
     b->t[2] = random_tensor(b, b->sum, DIM(size[0], size[2]));
     b->t[3] = steps(b, 1, 1, size[0]);
 }
-static void rope_bench(Bench *b) { rope(b->stream, b->t[0], b->t[1], b->t[2], false); }
-static void rope_table_bench(Bench *b) { rope_table(b->stream, b->t[2], b->t[3], 10000); }
+static void rope_bench(Bench *b) {
+    rope(b->stream, b->t[0], b->t[1], b->t[2], false);
+}
+static void rope_table_bench(Bench *b) {
+    rope_table(b->stream, b->t[2], b->t[3], 10000);
+}
 
 static AttentionShape attention_shape(void) {
     return (AttentionShape){.scale = 0.125, .pairs = (int64_t)SEQUENCES * S * (S + 1) / 2};
@@ -277,8 +308,8 @@ static void attention_bench(Bench *b) {
     attention(b->stream, b->t[0], b->t[8], b->t[1], b->t[2], b->t[3], b->t[10], attention_shape());
 }
 static void attention_backward_bench(Bench *b) {
-    attention_backward(b->stream, b->t[4], b->t[5], b->t[6], b->t[9], b->t[7], b->t[0], b->t[8], b->t[1], b->t[2], b->t[3],
-                       b->t[10], attention_shape());
+    attention_backward(b->stream, b->t[4], b->t[5], b->t[6], b->t[9], b->t[7], b->t[0], b->t[8], b->t[1], b->t[2],
+                       b->t[3], b->t[10], attention_shape());
 }
 static void attention_prepare(Bench *b, const int64_t *size) { /* out, q, k, v, dq, dk, dv, dout; lse, delta; start */
     for (int i = 0; i < 8; i++) b->t[i] = random_tensor(b, b->real, DIM(size[0], size[1], size[2]));
@@ -318,7 +349,9 @@ static void route_backward_bench(Bench *b) {
 }
 
 /* size: tokens, k, width. t: order, place, counts, chosen; rows of slots, rows of tokens. */
-static void order_bench(Bench *b) { route_order(b->stream, b->t[0], b->t[1], b->t[2], b->t[3]); }
+static void order_bench(Bench *b) {
+    route_order(b->stream, b->t[0], b->t[1], b->t[2], b->t[3]);
+}
 static void order_prepare(Bench *b, const int64_t *size) {
     b->t[0] = random_index(b, 0, 1, DIM(size[0] * size[1]));
     b->t[1] = random_index(b, 0, 1, DIM(size[0], size[1]));
@@ -328,8 +361,12 @@ static void order_prepare(Bench *b, const int64_t *size) {
     b->t[5] = random_tensor(b, b->real, DIM(size[0], size[2]));
     order_bench(b);
 }
-static void gather_bench(Bench *b) { gather_rows(b->stream, b->t[4], b->t[5], b->t[0], K); }
-static void sum_slots_bench(Bench *b) { sum_slots(b->stream, b->t[5], b->t[5], b->t[4], b->t[1]); }
+static void gather_bench(Bench *b) {
+    gather_rows(b->stream, b->t[4], b->t[5], b->t[0], K);
+}
+static void sum_slots_bench(Bench *b) {
+    sum_slots(b->stream, b->t[5], b->t[5], b->t[4], b->t[1]);
+}
 
 /* size: tokens, vocabulary. */
 static void cross_entropy_prepare(Bench *b, const int64_t *size) {
@@ -339,7 +376,9 @@ static void cross_entropy_prepare(Bench *b, const int64_t *size) {
     b->t[3] = random_index(b, 0, (int)size[1], DIM(size[0]));
     b->t[4] = constant(b, FP64, (double)size[0], DIM(1));
 }
-static void cross_entropy_bench(Bench *b) { cross_entropy(b->stream, b->t[0], b->t[1], b->t[2], b->t[3], b->t[4]); }
+static void cross_entropy_bench(Bench *b) {
+    cross_entropy(b->stream, b->t[0], b->t[1], b->t[2], b->t[3], b->t[4]);
+}
 
 /* size: parameters. */
 static void adamw_prepare(Bench *b, const int64_t *size) {
@@ -350,8 +389,14 @@ static void adamw_prepare(Bench *b, const int64_t *size) {
     b->t[4] = random_tensor(b, b->sum, DIM(size[0]));
 }
 static void adamw_bench(Bench *b) {
-    AdamW h = {.learning_rate = 1e-3, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1, .correction1 = 0.1,
-               .correction2 = 0.05, .clip = 1};
+    AdamW h = {.learning_rate = 1e-3,
+               .beta1 = 0.9,
+               .beta2 = 0.95,
+               .epsilon = 1e-8,
+               .weight_decay = 0.1,
+               .correction1 = 0.1,
+               .correction2 = 0.05,
+               .clip = 1};
     adamw(b->stream, b->t[0], b->t[1], b->t[2], b->t[3], b->t[4], h);
 }
 
@@ -360,8 +405,12 @@ static void sums_prepare(Bench *b, const int64_t *size) {
     b->t[1] = tensor_at(b->t[0].data, b->sum, DIM(size[0]));
     b->t[2] = constant(b, FP64, 0, DIM(1));
 }
-static void square_sum_bench(Bench *b) { square_sum(b->stream, b->t[2], b->t[1]); }
-static void sum_rows_bench(Bench *b) { sum_rows(b->stream, b->t[1], b->t[0]); }
+static void square_sum_bench(Bench *b) {
+    square_sum(b->stream, b->t[2], b->t[1]);
+}
+static void sum_rows_bench(Bench *b) {
+    sum_rows(b->stream, b->t[1], b->t[0]);
+}
 
 static const Case cases[] = {
     {OP_LINEAR, {2048, 1024, 1024, 0}, linear_prepare, linear_bench},
@@ -441,7 +490,8 @@ static Measured case_measure(Bench *b, const Case *c) {
     Meter *meter = &b->stream->device->meter;
     meter_clear(b->stream->device);
     double first = run_timed(b, c); /* warms caches; the only one where an op takes long */
-    Measured m = {.c = c, .real = b->real, .flops = (double)meter->op[c->op].flops, .bytes = (double)meter->op[c->op].bytes};
+    Measured m = {
+        .c = c, .real = b->real, .flops = (double)meter->op[c->op].flops, .bytes = (double)meter->op[c->op].bytes};
     double taken[RUNS_MOST] = {first}, total = 0, busy = seconds_busy(), own = seconds_own(), start = seconds_now();
     int limit = first > SECONDS_MOST ? 0 : RUNS_MOST;
     while (m.runs < limit && (m.runs < RUNS_LEAST || total < SECONDS_LEAST) && total < SECONDS_MOST) {
@@ -471,20 +521,23 @@ static const char *size_text(const Case *c, char *text, size_t bytes) {
 
 static void row_print(const Measured *m, Possible p) {
     char size[64];
-    printf("%-20s %-18s %-5s %10.1f %9.1f %6.1f %8.1f %6.1f %8.1f%s\n", op_name(m->c->op), size_text(m->c, size, sizeof size),
-           type_name(m->real), 1e6 * m->seconds, 1e-9 * m->flops / m->seconds, 100 * m->flops / m->seconds / p.flops,
-           1e-9 * m->bytes / m->seconds, 100 * m->bytes / m->seconds / p.bytes, 100 * share_of_possible(m, p),
-           m->others > OTHERS_MOST ? "  disturbed" : "");
+    printf("%-20s %-18s %-5s %10.1f %9.1f %6.1f %8.1f %6.1f %8.1f%s\n", op_name(m->c->op),
+           size_text(m->c, size, sizeof size), type_name(m->real), 1e6 * m->seconds, 1e-9 * m->flops / m->seconds,
+           100 * m->flops / m->seconds / p.flops, 1e-9 * m->bytes / m->seconds, 100 * m->bytes / m->seconds / p.bytes,
+           100 * share_of_possible(m, p), m->others > OTHERS_MOST ? "  disturbed" : "");
     fflush(stdout);
 }
 
 static void row_print_json(const Measured *m, Possible p, const Device *d) {
     char size[64];
-    printf("{\"op\": \"%s\", \"size\": \"%s\", \"type\": \"%s\", \"kernels\": \"%s\", \"threads\": %d, \"seconds\": %.6g, \"runs\": %d, "
-           "\"flops\": %.0f, \"bytes\": %.0f, \"possible_flops_per_s\": %.4g, \"possible_bytes_per_s\": %.4g, \"of_possible\": %.4g, "
+    printf("{\"op\": \"%s\", \"size\": \"%s\", \"type\": \"%s\", \"kernels\": \"%s\", \"threads\": %d, \"seconds\": "
+           "%.6g, \"runs\": %d, "
+           "\"flops\": %.0f, \"bytes\": %.0f, \"possible_flops_per_s\": %.4g, \"possible_bytes_per_s\": %.4g, "
+           "\"of_possible\": %.4g, "
            "\"other_load\": %.2f}\n",
-           op_name(m->c->op), size_text(m->c, size, sizeof size), type_name(m->real), d->kernels->name, pool_threads(d->pool),
-           m->seconds, m->runs, m->flops, m->bytes, p.flops, p.bytes, share_of_possible(m, p), m->others);
+           op_name(m->c->op), size_text(m->c, size, sizeof size), type_name(m->real), d->kernels->name,
+           pool_threads(d->pool), m->seconds, m->runs, m->flops, m->bytes, p.flops, p.bytes, share_of_possible(m, p),
+           m->others);
 }
 
 static bool bench_run(const char *name, int threads, Error *e) {
@@ -499,12 +552,13 @@ static bool bench_run(const char *name, int threads, Error *e) {
         return false;
     }
     Possible p = possible_measure(d, &arena);
-    printf("%s kernels, %d threads: possible are %.1f GFLOP/s (fp32 multiply-adds between registers) and %.1f GB/s (adding large arrays)\n\n",
+    printf("%s kernels, %d threads: possible are %.1f GFLOP/s (fp32 multiply-adds between registers) and %.1f GB/s "
+           "(adding large arrays)\n\n",
            kernels->name, threads, 1e-9 * p.flops, 1e-9 * p.bytes);
-    printf("%-20s %-18s %-5s %10s %9s %6s %8s %6s %8s\n", "op", "size", "type", "median us", "GFLOP/s", "%", "GB/s", "%",
-           "% of possible");
+    printf("%-20s %-18s %-5s %10s %9s %6s %8s %6s %8s\n", "op", "size", "type", "median us", "GFLOP/s", "%", "GB/s",
+           "%", "% of possible");
     static const Type types[] = {FP32, BF16};
-    static Measured rows[COUNT(types) * COUNT(cases)];
+    Measured rows[COUNT(types) * COUNT(cases)];
     int disturbed = 0;
     for (size_t i = 0; i < COUNT(rows); i++) {
         Bench b = {.stream = &d->stream[STREAM_COMPUTE], .arena = &arena, .real = types[i / COUNT(cases)]};

@@ -1,8 +1,10 @@
 /* mop: read a command line and a config, open a session, hand over. */
+#include "base/options.h"
 #include "checkpoint/checkpoint.h"
 #include "plan/plan.h"
 #include "train/train.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,60 +17,72 @@ typedef struct {
     GenerateOptions generate;
 } Arguments;
 
-static bool number(const char *flag, const char *text, double low, double high, double *out, Error *e) {
-    char *end;
-    *out = strtod(text, &end);
-    if (end != text && !*end && *out >= low && *out <= high) return true;
-    return fail(e, EXIT_USAGE, "%s %s: give a number from %g to %g", flag, text_shown(text).text, low, high);
+typedef enum { FLAG_SET, FLAG_TEXT, FLAG_INTEGER, FLAG_NUMBER } FlagKind;
+
+static const struct Flag {
+    const char *name, *commands; /* which of those that read a config take it */
+    FlagKind kind;
+    size_t offset; /* in Arguments */
+    double low, high;
+} flags[] = {
+    {"--set", "train evaluate generate plan show", FLAG_SET, 0, 0, 0},
+    {"--run", "train", FLAG_TEXT, offsetof(Arguments, run), 0, 0},
+    {"--prompt", "generate", FLAG_TEXT, offsetof(Arguments, generate.prompt), 0, 0},
+    {"--tokens", "generate", FLAG_INTEGER, offsetof(Arguments, generate.tokens), 1, 1e6},
+    {"--temperature", "generate", FLAG_NUMBER, offsetof(Arguments, generate.sampling.temperature), 0, 100},
+    {"--top-p", "generate", FLAG_NUMBER, offsetof(Arguments, generate.sampling.top_p), 0, 1},
+    {"--seed", "generate", FLAG_INTEGER, offsetof(Arguments, generate.sampling.seed), 0, 1e15},
+};
+
+static bool unknown_flag(const char *name, const char *command, Error *e) {
+    char known[256] = "";
+    for (size_t i = 0, n = 0; i < COUNT(flags); i++)
+        if (strstr(flags[i].commands, command)) n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", n ? ", " : "", flags[i].name);
+    return fail(e, EXIT_USAGE, "unknown flag %s; %s takes %s", text_shown(name).text, command, known);
 }
 
-static bool flag(Arguments *a, bool generates, const char *name, const char *value, Error *e) {
-    double x = 0;
-    if (strcmp(name, "--set") == 0) {
+static bool set_flag(Arguments *a, const struct Flag *f, const char *value, Error *e) {
+    void *field = (char *)a + f->offset;
+    if (f->kind == FLAG_SET) {
         a->sets[a->n_sets++] = value;
         return true;
     }
-    if (strcmp(name, "--run") == 0) {
-        a->run = value;
-        return *value || fail(e, EXIT_USAGE, "--run needs a directory");
+    if (f->kind == FLAG_TEXT) {
+        *(const char **)field = value;
+        return *value || fail(e, EXIT_USAGE, "%s is empty; give it a value", f->name);
     }
-    if (!generates) return fail(e, EXIT_USAGE, "unknown flag %s; see `mop help`", text_shown(name).text);
-    if (strcmp(name, "--prompt") == 0) {
-        a->generate.prompt = value;
-        return true;
-    }
-    if (strcmp(name, "--tokens") == 0) {
-        bool ok = number(name, value, 1, 1e6, &x, e);
-        a->generate.tokens = (int64_t)x;
-        return ok;
-    }
-    if (strcmp(name, "--temperature") == 0) return number(name, value, 0, 100, &a->generate.sampling.temperature, e);
-    if (strcmp(name, "--top-p") == 0) return number(name, value, 0, 1, &a->generate.sampling.top_p, e);
-    if (strcmp(name, "--seed") == 0) {
-        bool ok = number(name, value, 0, 1e15, &x, e);
-        a->generate.sampling.seed = (uint64_t)x;
-        return ok;
-    }
-    return fail(e, EXIT_USAGE, "unknown flag %s; generate takes --prompt, --tokens, --temperature, --top-p, --seed, --set", text_shown(name).text);
+    char *end;
+    double x = strtod(value, &end);
+    bool right = end != value && !*end && x >= f->low && x <= f->high;
+    if (f->kind == FLAG_INTEGER && right && x == (double)(int64_t)x) *(int64_t *)field = (int64_t)x;
+    else if (f->kind == FLAG_NUMBER && right) *(double *)field = x;
+    else return fail(e, EXIT_USAGE, "%s is \"%s\"; it must be %s from %.16g to %.16g", f->name, text_shown(value).text,
+                     f->kind == FLAG_INTEGER ? "an integer" : "a number", f->low, f->high);
+    return true;
+}
+
+static bool flag(Arguments *a, const char *command, const char *name, const char *value, Error *e) {
+    for (size_t i = 0; i < COUNT(flags); i++)
+        if (strcmp(flags[i].name, name) == 0 && strstr(flags[i].commands, command)) return set_flag(a, &flags[i], value, e);
+    return unknown_flag(name, command, e);
 }
 
 /* Flags are "--name value" or "--name=value"; one word beside them is the config. */
 static bool read_arguments(Arguments *a, int argc, char **argv, Error *e) {
-    bool generates = strcmp(argv[0], "generate") == 0;
     a->sets = calloc((size_t)argc + 1, sizeof *a->sets);
     MUST(a->sets);
     a->generate = (GenerateOptions){.prompt = "", .tokens = 200, .sampling = {.temperature = 0.8, .top_p = 0.95, .seed = 1}};
     for (int i = 1; i < argc; i++) {
-        if (strncmp(argv[i], "--", 2) != 0) {
+        if (argv[i][0] != '-') {
             if (a->config) return fail(e, EXIT_USAGE, "two configs, %s and %s; give one", text_shown(a->config).text, text_shown(argv[i]).text);
             a->config = argv[i];
             continue;
         }
         char *equals = strchr(argv[i], '=');
         if (equals) *equals = 0;
-        if (!equals && i + 1 == argc) return fail(e, EXIT_USAGE, "%s needs a value", text_shown(argv[i]).text);
+        if (!equals && i + 1 == argc) return fail(e, EXIT_USAGE, "%s is the last word and has no value", text_shown(argv[i]).text);
         const char *name = argv[i], *value = equals ? equals + 1 : argv[++i];
-        if (!flag(a, generates, name, value, e)) return false;
+        if (!flag(a, argv[0], name, value, e)) return false;
     }
     return true;
 }
@@ -89,7 +103,7 @@ static int run_session(const char *command, const Arguments *a, Config *c) {
     char run[4096];
     default_run(a->config, run, sizeof run);
     if (a->run) snprintf(run, sizeof run, "%s", a->run);
-    if (!session_open(&s, c, &e)) code = error_print(&e);
+    if (!session_open(&s, c, &e)) code = session_error(&e);
     else if (strcmp(command, "train") == 0) code = train_command(&s, run, plan_price);
     else if (strcmp(command, "evaluate") == 0) code = evaluate_command(&s, plan_price);
     else if (strcmp(command, "generate") == 0) code = generate_command(&s, plan_price, &a->generate);
@@ -104,7 +118,7 @@ static int session_command(int argc, char **argv) {
     Error e = {0};
     int code;
     if (!read_arguments(&a, argc, argv, &e) || !config_read(&c, a.config, a.sets, a.n_sets, &e)) {
-        code = error_print(&e);
+        code = session_error(&e);
     } else {
         code = run_session(argv[0], &a, &c);
         config_close(&c);
@@ -126,13 +140,20 @@ static int config_show(int argc, char **argv) {
     return ok ? EXIT_DONE : error_print(&e);
 }
 
+static int explain(const char *key) {
+    Error e = {0};
+    if (!option_find(key)) {
+        fail(&e, EXIT_USAGE, "there is no setting %s; the nearest is %s", text_shown(key).text, option_nearest(key)->key);
+        return error_print(&e);
+    }
+    config_explain(key, stdout);
+    if (strcmp(key, "device") == 0) machine_list(stdout);
+    return EXIT_DONE;
+}
+
 static int config_command(int argc, char **argv) {
     if (argc >= 2 && strcmp(argv[1], "show") == 0) return config_show(argc - 1, argv + 1);
-    if (argc == 3 && strcmp(argv[1], "explain") == 0) {
-        if (!config_explain(argv[2], stdout)) return EXIT_USAGE;
-        if (strcmp(argv[2], "device") == 0) machine_list(stdout);
-        return EXIT_DONE;
-    }
+    if (argc == 3 && strcmp(argv[1], "explain") == 0) return explain(argv[2]);
     Error e = {0};
     fail(&e, EXIT_USAGE, "use `mop config show [CONFIG] [--set KEY=VALUE]` or `mop config explain KEY`");
     return error_print(&e);
@@ -153,12 +174,24 @@ static const struct {
     {"inspect", "FILE.safetensors|CHECKPOINT|RUN", "what is in it", inspect_command},
     {"ckpt", "verify|list|prune|diff ...", "look after checkpoints", checkpoint_command},
     {"config", "show [CONFIG] [--set KEY=VALUE] | explain KEY", "settings: all of them resolved, or one explained", config_command},
-    {"help", "", "this, and every setting", help_command},
+    {"help", "[COMMAND|KEY]", "this, and every setting; or one of them", help_command},
 };
 
+static int command_find(const char *name) {
+    for (int i = 0; i < (int)COUNT(commands); i++)
+        if (strcmp(commands[i].name, name) == 0) return i;
+    return -1;
+}
+
+static int help_one(const char *name) {
+    int i = command_find(name);
+    if (i < 0) return explain(name);
+    printf("mop %s %s\n    %s\n", commands[i].name, commands[i].usage, commands[i].help);
+    return EXIT_DONE;
+}
+
 static int help_command(int argc, char **argv) {
-    (void)argc;
-    (void)argv;
+    if (argc > 1) return help_one(argv[1]);
     printf("mop %s: trains mixture-of-experts language models\n\n", MOP_VERSION);
     for (size_t i = 0; i < COUNT(commands); i++) printf("  mop %-9s %s\n      %s\n", commands[i].name, commands[i].usage, commands[i].help);
     printf("\nExit codes: 0 done, 2 usage or configuration, 3 bad input, 4 does not fit in memory, 5 disk, 6 a rank was lost,\n"
@@ -167,16 +200,34 @@ static int help_command(int argc, char **argv) {
     return EXIT_DONE;
 }
 
+static bool asks_for_help(const char *word) {
+    return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0;
+}
+
+static int run_command(int argc, char **argv) {
+    int i = command_find(argv[1]);
+    if (i >= 0 && argc > 2 && asks_for_help(argv[2])) return help_one(argv[1]);
+    if (i >= 0) return commands[i].run(argc - 1, argv + 1);
+    Error e = {0};
+    fail(&e, EXIT_USAGE, "there is no command %s; see `mop help`", text_shown(argv[1]).text);
+    return error_print(&e);
+}
+
+/* An answer that did not arrive is no success. */
+static int flushed(int code) {
+    bool arrived = fflush(stdout) == 0 && !ferror(stdout);
+    if (arrived || code != EXIT_DONE) return code;
+    Error e = {0};
+    fail(&e, EXIT_IO, "what was asked cannot be written: %s; standard output; free some space or send it elsewhere", strerror(errno));
+    return error_print(&e);
+}
+
 int main(int argc, char **argv) {
     if (argc < 2) {
         fprintf(stderr, "mop trains mixture-of-experts language models; try `mop help`, or `make run` in the source directory\n");
         return EXIT_USAGE;
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) return help_command(0, NULL);
-    if (strcmp(argv[1], "--version") == 0) return printf("mop %s\n", MOP_VERSION) < 0;
-    for (size_t i = 0; i < COUNT(commands); i++)
-        if (strcmp(argv[1], commands[i].name) == 0) return commands[i].run(argc - 1, argv + 1);
-    Error e = {0};
-    fail(&e, EXIT_USAGE, "there is no command %s; see `mop help`", text_shown(argv[1]).text);
-    return error_print(&e);
+    if (asks_for_help(argv[1])) return flushed(help_command(0, NULL));
+    if (strcmp(argv[1], "--version") == 0) return flushed(printf("mop %s\n", MOP_VERSION) < 0 ? EXIT_IO : EXIT_DONE);
+    return flushed(run_command(argc, argv));
 }

@@ -15,6 +15,7 @@
 #include "ops/kernels.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -262,6 +263,12 @@ void store_give(Store *s, int64_t part) {
 
 /* ---- The norm --------------------------------------------------------------------------------- */
 
+/* Nothing is under way: the host may look at what the store holds. */
+static void settle(const Store *s) {
+    event_wait(event_record(s->network));
+    event_wait(event_record(s->compute));
+}
+
 /* The piece of an entry's gradient that this rank keeps; possibly empty. */
 static Tensor kept_gradient(const Store *s, int64_t part, const Entry *e) {
     const PartLayout *l = &s->layout->part[part];
@@ -290,21 +297,23 @@ static void total(Store *s, AxisName replica, int64_t first, int64_t count, int6
     else zero(s->compute, out);
 }
 
-/* The first of this rank's tensors whose gradient is not finite. */
-static void name_bad(Store *s, char *out, size_t bytes) {
-    int64_t dense = 0, expert = s->dense_norms, n = s->dense_norms + s->expert_norms;
-    double *norms = malloc((size_t)n * sizeof *norms);
-    MUST(norms);
-    device_read(s->compute, norms, s->norms, READ_NORMS);
+static bool all_finite(const Store *s, const Slice *slice) {
+    Tensor t = tensor_rows(s->part[slice->part].gradient, slice->at, slice->count);
+    for (int64_t i = 0; i < slice->count; i++)
+        if (!isfinite(tensor_get(t, i))) return false;
+    return true;
+}
+
+/* The first of this rank's tensors whose gradient is not finite; "" when all are. Only a bad step reads gradients here. */
+static void name_bad(const Store *s, char *out, size_t bytes) {
+    settle(s);
     *out = 0;
-    for (int64_t i = 0; i < s->layout->parts && !*out; i++) {
-        const PartLayout *l = &s->layout->part[i];
-        for (int j = 0; j < l->entries && !*out; j++) {
-            int64_t at = l->entry[j].shape.expert ? expert++ : dense++;
-            if (!isfinite(norms[at])) spec_name(s->spec, l->entry[j].parameter, l->layer, l->entry[j].shape.expert ? s->layout->expert_first : -1, out, bytes);
-        }
+    for (int64_t i = 0; i < s->layout->slices; i++) {
+        const Slice *slice = &s->layout->slice[i];
+        if (all_finite(s, slice)) continue;
+        snprintf(out, bytes, "%s", slice->name);
+        return;
     }
-    free(norms);
 }
 
 static bool find_bad(Store *s, GradientNorm *out, Error *e) {
@@ -368,11 +377,6 @@ static Tensor kind_vector(const Part *p, StoreKind kind) {
     case STORE_GRADIENT: return p->gradient;
     default: return p->weight;
     }
-}
-
-static void settle(const Store *s) {
-    event_wait(event_record(s->network));
-    event_wait(event_record(s->compute));
 }
 
 void store_copy_out(Store *s, const Slice *slice, StoreKind kind, int64_t offset, int64_t count, void *out) {

@@ -13,11 +13,15 @@
 /* What a handler may touch: the only mutable global of the program. */
 static volatile sig_atomic_t signals_seen;
 
-static void on_signal(int number) {
-    static const char text[] = "\nmop: finishing the step and saving; a second signal ends at once\n";
+static void count_signal(int number) {
     signals_seen = signals_seen + 1;
     if (signals_seen > 1) _exit(128 + number);
+}
+
+static void count_signal_and_say(int number) {
+    static const char text[] = "\nmop: finishing the step and saving; a second signal ends at once\n";
     int before = errno;
+    count_signal(number);
     ssize_t told = write(STDERR_FILENO, text, sizeof text - 1);
     (void)told; /* nobody may be listening */
     errno = before;
@@ -25,7 +29,7 @@ static void on_signal(int number) {
 
 /* mpirun sends SIGTERM (and SIGINT) to the survivors of a dead rank: there only SIGUSR1 asks for a checkpoint. */
 static void watch_signals(void) {
-    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    struct sigaction a = {.sa_handler = wire_mpi_rank() == 0 ? count_signal_and_say : count_signal, .sa_flags = SA_RESTART};
     sigaction(SIGUSR1, &a, NULL);
     if (wire_mpi_world() > 0) return;
     sigaction(SIGINT, &a, NULL);
@@ -44,6 +48,7 @@ typedef struct {
     Run *run;
     Checkpoints *checkpoints;
     Journal *journal; /* rank 0 */
+    int64_t step;     /* at work, from 1; 0: none yet */
     TrainState state;
 } Trainer;
 
@@ -110,14 +115,15 @@ static bool bad_step(Trainer *t, const StepResult *result, Error *e) {
         journal_event(t->journal, "not_finite", result->step + 1, "loss %g, gradient of %s on rank %d is not finite; the step changes nothing", result->loss,
                       g->finite ? "nothing" : g->bad, g->rank);
     if (t->run->bad_steps < t->session->config->train_max_bad_steps) return true;
-    return fail(e, EXIT_DIVERGED, "%lld steps in a row had no finite gradient; step %lld; lower optimizer.learning_rate and start from an earlier checkpoint",
-                (long long)t->run->bad_steps, (long long)result->step + 1);
+    return fail(e, EXIT_DIVERGED, "%lld steps in a row had no finite gradient; lower optimizer.learning_rate and start from an earlier checkpoint",
+                (long long)t->run->bad_steps);
 }
 
 static bool one_step(Trainer *t, bool *stop, Error *e) {
     const Config *c = t->session->config;
     StepResult result;
     double begin = seconds_now();
+    t->step = t->state.step + 1;
     if (!train_step(t->run, t->state.step, signals_seen > 0, &result, e)) return false;
     t->state.step++;
     t->state.sequences += c->train_sequences;
@@ -155,9 +161,9 @@ static bool loop(Trainer *t, Error *e) {
 
 static bool train_rank(Session *s, Run *r, Error *e) {
     Trainer t = {.session = s, .run = r};
-    bool started = start(&t, s->context, e), ok = started && loop(&t, e), failed = !ok && e->code != EXIT_STOPPED;
-    if (started && failed && e->code != EXIT_PEER) error_place(e, " (rank %d, step %lld)", r->comm.mesh.rank, (long long)t.state.step + 1);
-    if (t.journal && failed) journal_error(t.journal, t.state.step, e);
+    bool ok = start(&t, s->context, e) && loop(&t, e), failed = !ok && e->code != EXIT_STOPPED;
+    if (failed && t.step > 0 && e->code != EXIT_PEER) error_place(e, " (rank %d, step %lld)", r->comm.mesh.rank, (long long)t.step);
+    if (failed && t.journal) journal_error(t.journal, t.state.step, e);
     journal_close(t.journal);
     checkpoints_close(t.checkpoints);
     return ok;

@@ -1,5 +1,6 @@
-/* c = a b in three steps: b is packed, block by block, into panels that the kernel reads in sequence; a is read where it
- * lies, or copied a few rows at a time where it must be widened or lies across; one kernel keeps a tile of c in registers.
+/* c = a b in three steps: b is packed, block by block, into panels that the kernel reads in sequence; a is read where
+ * it lies, or copied a few rows at a time where it must be widened or lies across; one kernel keeps a tile of c in
+ * registers.
  *
  *        right: panels of TILE_COLUMNS            for each block of k (GEMM_DEPTH)
  *        +------+------+------+                       pack b
@@ -11,8 +12,8 @@
  *   |  | | tile |      |      |  TILE_ROWS    multiply-adds.
  *   +--+ +------+------+------+
  *
- * Results that are not rows of REALs (bf16, or turned) are summed in scratch and brought home after the last block of k.
- * Operands are often larger than the caches, so the kernel asks for the memory that will be packed next while it works. */
+ * Results that are not rows of REALs (bf16, or turned) are summed in scratch and brought home after the last block of
+ * k. Operands are often larger than the caches: while the kernel works it asks for the memory that is packed next. */
 #include "ops/cpu/fast/gemm.h"
 
 /* ---- The kernel ------------------------------------------------------------------------------- */
@@ -69,6 +70,7 @@ INLINE void tile_product(const Tile *t, const int rows, const int vectors) {
 
 typedef void (*TileFunction)(const Tile *t);
 
+/* clang-format off */
 #define TILE(rows)                                                                                                     \
     static void tile_##rows##_1(const Tile *t) { tile_product(t, rows, 1); }                                           \
     static void tile_##rows##_2(const Tile *t) { tile_product(t, rows, 2); }
@@ -85,6 +87,7 @@ static const TileFunction tile_functions[TILE_ROWS][TILE_VECTORS] = {
     TILE_ENTRY(7), TILE_ENTRY(8), TILE_ENTRY(9), TILE_ENTRY(10), TILE_ENTRY(11), TILE_ENTRY(12),
 #endif
 };
+/* clang-format on */
 
 /* `columns` of c may end within a vector; the tile is then made beside and copied. */
 static void tile_run(Tile t, int64_t rows, int64_t columns) {
@@ -257,7 +260,7 @@ INLINE void values_home(void *home, Type type, const REAL *sum, int64_t count, b
     }
 }
 
-/* Sums of a strip of at most TILE_ROWS rows, `stride` apart, to a c whose columns are contiguous: transposed by squares. */
+/* Sums of a strip of at most TILE_ROWS rows, `stride` apart, to a c whose columns are contiguous: by squares. */
 static void sums_home_across(Result c, const REAL *sum, int64_t stride, int64_t rows, int64_t columns) {
     enum { SQUARES = (TILE_ROWS + LANES - 1) / LANES };
     REAL across[LANES][SQUARES * LANES] __attribute__((aligned(VECTOR_BYTES)));
@@ -265,7 +268,7 @@ static void sums_home_across(Result c, const REAL *sum, int64_t stride, int64_t 
         for (int s = 0; s < SQUARES; s++) {
             Vector square[LANES];
             UNROLLED for (int i = 0; i < LANES; i++) {
-                bool inside = s * LANES + i < TILE_ROWS; /* the strip's memory has TILE_ROWS rows, whatever `rows` is */
+                bool inside = s * LANES + i < TILE_ROWS; /* sum has TILE_ROWS rows, whatever `rows` is */
                 square[i] = inside ? vector_load(sum + (s * LANES + i) * stride + j) : vector_all(0);
             }
             transpose(square);
@@ -323,8 +326,9 @@ static void rows_ask(Operand o, int64_t first, int64_t end, int64_t width) {
     }
 }
 
-/* A block is one stretch of k (all of its product's k). Sums that cannot go straight home wait in `sums`, rows `sums_row`
- * apart: each strip in rows of its own until the last block; where the first is the last, all in the same rows. */
+/* A block is one stretch of k (all of its product's k). Sums that cannot go straight home wait in `sums`, rows
+ * `sums_row` apart: each strip in rows of its own until the last block; where the first is the last, all in the same
+ * rows. */
 typedef struct {
     bool first, last;
     REAL *sums, *left;
@@ -332,8 +336,8 @@ typedef struct {
     Product next; /* the block after this one, or nothing */
 } Phase;
 
-/* What the kernel asks the memory for during tile number `tile` of a block, for the next block: columns, two cache lines
- * wide, of b and of a, where these lie across k. After the last of them only what is near anyway. */
+/* What the kernel asks the memory for during tile number `tile` of a block, for the next block: columns, two cache
+ * lines wide, of b and of a, where these lie across k. After the last of them only what is near anyway. */
 typedef struct {
     const char *data;
     int64_t step;
@@ -354,8 +358,13 @@ static void strip_run(const Product *p, Right right, int64_t row, int64_t rows, 
                       const Phase *phase) {
     Operand a = {element_at(p->a, row, 0), p->a.type, p->a.row, p->a.column};
     Left left = left_get(phase->left, a, rows, p->k, p->m - row);
-    Tile t = {.depth = p->k, .left = left.data, .left_row = left.row, .left_step = left.step,
-              .right_step = right.step, .c_row = c_row, .add = add};
+    Tile t = {.depth = p->k,
+              .left = left.data,
+              .left_row = left.row,
+              .left_step = left.step,
+              .right_step = right.step,
+              .c_row = c_row,
+              .add = add};
     int64_t panels = ceil_div(p->n, TILE_COLUMNS), tile = row / TILE_ROWS * panels;
     int64_t ask = rows, ask_end = a.column == 1 ? min64(rows + TILE_ROWS, p->m - row) : 0;
     int64_t ask_share = ceil_div(TILE_ROWS, panels);
@@ -407,8 +416,8 @@ void KERNEL(gemm)(const Product *p, REAL *scratch) {
             int64_t k = 0;
             do { /* once for k = 0, too: the sum of nothing is 0 */
                 Product block = block_at(p, i, j, k, height);
-                Phase phase = {.first = k == 0, .last = k + block.k == p->k,
-                               .sums = sums, .left = left, .sums_row = GEMM_COLUMNS};
+                Phase phase = {
+                    .first = k == 0, .last = k + block.k == p->k, .sums = sums, .left = left, .sums_row = GEMM_COLUMNS};
                 k += block.k;
                 phase.next = phase.last ? block_at(p, i, j + GEMM_COLUMNS, 0, height) : block_at(p, i, j, k, height);
                 block_run(&block, right_get(right, &block), &phase);

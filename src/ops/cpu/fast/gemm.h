@@ -76,8 +76,8 @@ static inline Product product_part(const Product *p, int64_t i, int64_t j, int64
     return part;
 }
 
-/* The same product, c^T = b^T a^T, where that spares packing: of two operands that run along k the smaller should be the
- * one on the right, which is transposed while it is packed. */
+/* The same product, c^T = b^T a^T, where that spares packing: of two operands that run along k the smaller should be
+ * the one on the right, which is transposed while it is packed. */
 Product KERNEL(gemm_turn)(Product p);
 
 /* scratch: GEMM_SCRATCH REALs, 64-byte aligned. */

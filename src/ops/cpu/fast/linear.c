@@ -5,8 +5,8 @@
  *   linear_dw   dw [n,k] += dy^T [n,m] x [m,k]
  *
  * A dense product is one expert with all the rows. Results are cut into tiles, the pool hands them out, and each is a
- * product on one thread, which packs for itself: tiles are so large that packing shared between threads would gain little,
- * and no thread ever waits for another. How results are cut changes no sum. */
+ * product on one thread, which packs for itself: tiles are so large that packing shared between threads would gain
+ * little, and no thread ever waits for another. How results are cut changes no sum. */
 #include "ops/cpu/fast/gemm.h"
 
 typedef struct {
@@ -36,7 +36,9 @@ static Product forward(const LinearArgs *args, Slice s) {
     return (Product){.c = result_of(y, rows_offset(y, s), false),
                      .a = operand_of(x, rows_offset(x, s)),
                      .b = operand_transposed(operand_of(w, weight_offset(w, s))),
-                     .m = s.rows, .n = row_width(y), .k = row_width(x)};
+                     .m = s.rows,
+                     .n = row_width(y),
+                     .k = row_width(x)};
 }
 
 static Product backward_dx(const LinearArgs *args, Slice s) {
@@ -44,7 +46,9 @@ static Product backward_dx(const LinearArgs *args, Slice s) {
     return (Product){.c = result_of(dx, rows_offset(dx, s), args->add),
                      .a = operand_of(dy, rows_offset(dy, s)),
                      .b = operand_of(w, weight_offset(w, s)),
-                     .m = s.rows, .n = row_width(dx), .k = row_width(dy)};
+                     .m = s.rows,
+                     .n = row_width(dx),
+                     .k = row_width(dy)};
 }
 
 static Product backward_dw(const LinearArgs *args, Slice s) {
@@ -52,14 +56,18 @@ static Product backward_dw(const LinearArgs *args, Slice s) {
     return (Product){.c = result_of(dw, weight_offset(dw, s), true),
                      .a = operand_transposed(operand_of(dy, rows_offset(dy, s))),
                      .b = operand_of(x, rows_offset(x, s)),
-                     .m = row_width(dy), .n = row_width(x), .k = s.rows};
+                     .m = row_width(dy),
+                     .n = row_width(x),
+                     .k = s.rows};
 }
 
 /* ---- Tiles ------------------------------------------------------------------------------------ */
 
 enum {
-    TILES_PER_THREAD = 4,                                     /* so that threads end together */
-    ROWS_MOST = 2048, ROWS_LEAST = 128, COLUMNS_LEAST = 128, /* less would spend its time packing */
+    TILES_PER_THREAD = 4, /* so that threads end together */
+    ROWS_MOST = 2048,
+    ROWS_LEAST = 128,
+    COLUMNS_LEAST = 128, /* less would spend its time packing */
 };
 
 typedef struct {
@@ -124,7 +132,9 @@ static void tile_task(void *context, int64_t index, int worker) {
 
 static void linear_run(Stream *s, const LinearArgs *args, Direction direction, Tensor weights) {
     MUST(type_fast(args->out.type) && type_fast(args->left.type) && type_fast(args->right.type));
-    Job job = {.args = args, .direction = direction, .experts = weights.dims == 3 ? weights.dim[0] : 1,
+    Job job = {.args = args,
+               .direction = direction,
+               .experts = weights.dims == 3 ? weights.dim[0] : 1,
                .pool = stream_pool(s)};
     MUST(job.pool != NULL); /* products run on the compute stream */
     job_split(&job);

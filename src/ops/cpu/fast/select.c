@@ -9,8 +9,8 @@
 #define TABLES(isa)                                                                                                    \
     FAST_KERNELS(DECLARE, float, isa)                                                                                  \
     FAST_KERNELS(DECLARE, double, isa)                                                                                 \
-    static const Kernels kernels_##isa = {                                                                             \
-        #isa, {{FAST_KERNELS(ENTRY, float, isa)}, {FAST_KERNELS(ENTRY, double, isa)}}};
+    static const Kernels kernels_##isa = {#isa,                                                                        \
+                                          {{FAST_KERNELS(ENTRY, float, isa)}, {FAST_KERNELS(ENTRY, double, isa)}}};
 
 TABLES(portable)
 
@@ -60,11 +60,15 @@ const Kernels *kernels_for(const char *device, Error *e) {
     for (size_t i = 0; i < COUNT(sets); i++) {
         if (strcmp(device, sets[i].device) != 0) continue;
         if (sets[i].supported()) return sets[i].kernels;
-        fail(e, EXIT_USAGE, "this processor lacks the instructions of %s; device; use cpu, which takes the best it has "
-             "(%s)", device, kernels_best()->name);
+        fail(e, EXIT_USAGE,
+             "this processor lacks the instructions of %s; device; use cpu, which takes the best it has "
+             "(%s)",
+             device, kernels_best()->name);
         return NULL;
     }
-    fail(e, EXIT_USAGE, "\"%s\" is not a device; device; use cpu, cpu:plain, cpu:late, cpu:avx512, cpu:avx2, "
-         "cpu:portable or sim:NAME", text_shown(device).text);
+    fail(e, EXIT_USAGE,
+         "\"%s\" is not a device; device; use cpu, cpu:plain, cpu:late, cpu:avx512, cpu:avx2, "
+         "cpu:portable or sim:NAME",
+         text_shown(device).text);
     return NULL;
 }

@@ -1,4 +1,4 @@
-/* Which ops have a fast kernel: one row an op. A row X(op, name) stands for void KERNEL(name)(Stream *, const void *args)
+/* Which ops have a fast kernel: one row an op. A row X(op, name) stands for void KERNEL(name)(Stream *, const void *)
  * in some file of this folder, for every REAL and ISA. An op without a row runs its definition. select.c makes the
  * tables. */
 #ifndef MOP_FAST_TABLE_H
