@@ -61,10 +61,10 @@ static bool set_flag(Arguments *a, const struct Flag *f, const char *value, Erro
     return true;
 }
 
-static bool flag(Arguments *a, const char *command, const char *name, const char *value, Error *e) {
+static const struct Flag *find_flag(const char *command, const char *name) {
     for (size_t i = 0; i < COUNT(flags); i++)
-        if (strcmp(flags[i].name, name) == 0 && strstr(flags[i].commands, command)) return set_flag(a, &flags[i], value, e);
-    return unknown_flag(name, command, e);
+        if (strcmp(flags[i].name, name) == 0 && strstr(flags[i].commands, command)) return &flags[i];
+    return NULL;
 }
 
 /* Flags are "--name value" or "--name=value"; one word beside them is the config. */
@@ -80,9 +80,10 @@ static bool read_arguments(Arguments *a, int argc, char **argv, Error *e) {
         }
         char *equals = strchr(argv[i], '=');
         if (equals) *equals = 0;
-        if (!equals && i + 1 == argc) return fail(e, EXIT_USAGE, "%s is the last word and has no value", text_shown(argv[i]).text);
-        const char *name = argv[i], *value = equals ? equals + 1 : argv[++i];
-        if (!flag(a, argv[0], name, value, e)) return false;
+        const struct Flag *f = find_flag(argv[0], argv[i]);
+        if (!f) return unknown_flag(argv[i], argv[0], e);
+        if (!equals && i + 1 == argc) return fail(e, EXIT_USAGE, "%s needs a value", f->name);
+        if (!set_flag(a, f, equals ? equals + 1 : argv[++i], e)) return false;
     }
     return true;
 }
@@ -228,6 +229,9 @@ int main(int argc, char **argv) {
         return EXIT_USAGE;
     }
     if (asks_for_help(argv[1])) return flushed(help_command(0, NULL));
-    if (strcmp(argv[1], "--version") == 0) return flushed(printf("mop %s\n", MOP_VERSION) < 0 ? EXIT_IO : EXIT_DONE);
+    if (strcmp(argv[1], "--version") == 0) {
+        printf("mop %s\n", MOP_VERSION);
+        return flushed(EXIT_DONE);
+    }
     return flushed(run_command(argc, argv));
 }

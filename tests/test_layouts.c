@@ -207,6 +207,9 @@ static void decide_by_feature_0(Ranks *r, Collection *weights, double (*wish)(in
     }
 }
 
+/* What decides alone has gradients that cancel to rounding noise, and AdamW divides noise by at least epsilon. */
+static const char calm[] = "optimizer.epsilon=1e-4";
+
 static double wish_last(int64_t expert, int64_t experts) {
     return 6 * (double)(expert - experts);
 }
@@ -249,7 +252,7 @@ static void assert_zero_gradient(const Collection *gradient, const char *part) {
 static void all_tokens_to_the_same_experts_equal_one_rank(void **state) {
     (void)state;
     static const Layout layouts[] = {{8, 8, 8, 1}, {4, 2, 2, 2}, {3, 3, 3, 1}, {6, 1, 6, 3}};
-    const Trial trials[] = {{.rig = to_the_last_experts}, {.rig = to_the_first_experts}};
+    const Trial trials[] = {{.rig = to_the_last_experts, .options = {calm}}, {.rig = to_the_first_experts, .options = {calm}}};
     for (size_t f = 0; f < COUNT(families); f++)
         for (size_t t = 0; t < COUNT(trials); t++) {
             Outcome expected = train_trial(families[f], alone, &trials[t]);
@@ -266,7 +269,7 @@ static void all_tokens_to_the_same_experts_equal_one_rank(void **state) {
 static void an_expert_without_tokens_has_exactly_zero_gradient_on_any_ranks(void **state) {
     (void)state;
     static const Layout layouts[] = {{8, 2, 8, 1}, {2, 2, 2, 2}, {3, 1, 3, 3}};
-    const Trial trial = {.rig = never_to_the_second_expert};
+    const Trial trial = {.rig = never_to_the_second_expert, .options = {calm}};
     for (size_t f = 0; f < COUNT(families); f++) {
         Outcome expected = train_trial(families[f], alone, &trial);
         assert_zero_gradient(&expected.gradient, "experts.1.");
@@ -290,49 +293,66 @@ static void assert_outcomes_same_bits(const char *what, const Outcome *got, cons
     assert_collections_same_bits(what, &got->v, &expected->v);
 }
 
+/* The example's model, whose 5 x 64 tokens are enough for several threads. */
 static const Layout relocated[] = {{1, 1, 1, 2}, {4, 4, 4, 2}, {4, 2, 2, 1}, {3, 1, 3, 3}};
-static const char *const types[] = {"compute.type=fp32", "compute.type=bf16", "compute.type=fp64"};
+static const char *const types[] = {"compute.type=fp32", "compute.type=bf16"};
+enum { LAYOUTS = COUNT(relocated), TYPES = COUNT(types) };
 
-/* `option` against none, on the example's model, whose 5 x 64 tokens are enough for several threads. */
-static void assert_changes_no_bit(const char *option) {
-    for (size_t l = 0; l < COUNT(relocated); l++)
-        for (size_t t = 0; t < COUNT(types); t++) {
+typedef Outcome Usual[LAYOUTS][TYPES];
+
+static Outcome train_relocated(size_t layout, size_t type, const char *option) {
+    const Trial trial = {.spec = "examples/tiny.json", .options = {types[type], "train.sequence_length=64", "loss.chunk=48", option}};
+    return train_trial("", relocated[layout], &trial);
+}
+
+static int train_usual(void **state) {
+    Usual *usual = malloc(sizeof *usual);
+    assert_non_null(usual);
+    for (size_t l = 0; l < LAYOUTS; l++)
+        for (size_t t = 0; t < TYPES; t++) (*usual)[l][t] = train_relocated(l, t, NULL);
+    *state = usual;
+    return 0;
+}
+
+static int free_usual(void **state) {
+    Usual *usual = *state;
+    for (size_t l = 0; l < LAYOUTS; l++)
+        for (size_t t = 0; t < TYPES; t++) outcome_free(&(*usual)[l][t]);
+    free(usual);
+    return 0;
+}
+
+static void assert_changes_no_bit(void **state, const char *option) {
+    const Usual *usual = *state;
+    for (size_t l = 0; l < LAYOUTS; l++)
+        for (size_t t = 0; t < TYPES; t++) {
             char what[100];
             snprintf(what, sizeof what, "%s, %s, ranks %d", option, types[t], relocated[l].world);
-            const Trial usual = {.spec = "examples/tiny.json", .options = {types[t], "train.sequence_length=64", "loss.chunk=48"}};
-            Trial other = usual;
-            other.options[3] = option;
-            Outcome expected = train_trial("", relocated[l], &usual), got = train_trial("", relocated[l], &other);
-            assert_outcomes_same_bits(what, &got, &expected);
-            outcome_free(&expected);
+            Outcome got = train_relocated(l, t, option);
+            assert_outcomes_same_bits(what, &got, &(*usual)[l][t]);
             outcome_free(&got);
         }
 }
 
 static void the_same_run_twice_is_the_same_to_the_bit(void **state) {
-    (void)state;
-    assert_changes_no_bit("train.seed=0");
+    assert_changes_no_bit(state, "train.seed=1"); /* the default */
 }
 
 static void threads_change_no_bit(void **state) {
-    (void)state;
-    assert_changes_no_bit("compute.threads=2");
-    assert_changes_no_bit("compute.threads=3");
+    assert_changes_no_bit(state, "compute.threads=2");
+    assert_changes_no_bit(state, "compute.threads=3");
 }
 
 static void a_blocking_update_changes_no_bit(void **state) {
-    (void)state;
-    assert_changes_no_bit("optimizer.update=blocking");
+    assert_changes_no_bit(state, "optimizer.update=blocking");
 }
 
 static void recomputing_changes_no_bit(void **state) {
-    (void)state;
-    assert_changes_no_bit("compute.activations=recompute");
+    assert_changes_no_bit(state, "compute.activations=recompute");
 }
 
 static void late_streams_and_wires_change_no_bit(void **state) {
-    (void)state;
-    assert_changes_no_bit("device=cpu:late");
+    assert_changes_no_bit(state, "device=cpu:late");
 }
 
 /* ---- Steps that must change nothing ------------------------------------------------------------ */
@@ -446,25 +466,30 @@ static void a_nan_weight_makes_a_bad_step_on_every_rank(void **state) {
 
 /* ---- Nothing to train ------------------------------------------------------------------------- */
 
-static void assert_all_zero(const Collection *c) {
-    for (int64_t i = 0; i < c->count; i++) assert_zero_gradient(c, c->tensor[i].name);
-}
-
+/* Four pieces, of which one is trained: an epoch of four steps has three without a target. */
 static void a_batch_without_trained_tokens_has_loss_0_and_gradient_0(void **state) {
     (void)state;
-    static const char documents[] = "{\"input_ids\": [3, 4, 5, 6, 7, 8], \"labels\": [-100, -100, -100, -100, -100, -100]}\n"
-                                    "{\"input_ids\": [1]}\n{\"input_ids\": [2]}\n{\"input_ids\": [9, 10, 11], \"labels\": [9, -100, -100]}\n";
-    const Trial trial = {.documents = documents, .options = {"train.sequence_length=4", "loss.balance=0", "loss.router_z=0"}};
+    static const char documents[] = "{\"input_ids\": [3, 4, 5, 6, 7, 8, 9, 10], \"labels\": [3, -100, -100, -100, -100, -100, -100, -100]}\n"
+                                    "{\"input_ids\": [1]}\n{\"input_ids\": [2]}\n{\"input_ids\": [9, 10], \"labels\": [9, -100]}\n"
+                                    "{\"input_ids\": [11, 12, 13, 14]}\n";
+    const Trial trial = {.documents = documents, .options = {"train.sequence_length=4", "train.sequences=1", "loss.balance=0", "loss.router_z=0"}};
     static const Layout layouts[] = {{1, 1, 1, 1}, {4, 2, 4, 2}};
     for (size_t f = 0; f < COUNT(families); f++)
         for (size_t l = 0; l < COUNT(layouts); l++) {
-            Outcome o = train_trial(families[f], layouts[l], &trial);
-            for (int i = 0; i < STEPS; i++) {
-                assert_int_equal(o.step[i].trained, 0);
-                assert_true(o.step[i].loss == 0 && o.step[i].norm == 0 && o.step[i].finite);
+            Ranks *r = open_trial(families[f], layouts[l], &trial);
+            int untrained = 0;
+            for (int i = 0; i < 4; i++) {
+                StepResult out;
+                ranks_train(r, i, 1, &out);
+                if (out.trained > 0) continue;
+                untrained++;
+                assert_true(out.loss == 0 && out.norm == 0 && out.finite);
+                Collection gradient = ranks_collect(r, STORE_GRADIENT);
+                assert_zero_gradient(&gradient, "");
+                collection_free(&gradient);
             }
-            assert_all_zero(&o.gradient);
-            outcome_free(&o);
+            assert_int_equal(untrained, 3);
+            ranks_close(r);
         }
 }
 
@@ -510,5 +535,5 @@ int main(void) {
         cmocka_unit_test(a_batch_without_trained_tokens_has_loss_0_and_gradient_0),
         cmocka_unit_test(untrained_documents_add_nothing_to_loss_and_gradient),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, train_usual, free_usual);
 }

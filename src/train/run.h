@@ -64,7 +64,7 @@ int64_t run_sequences(const Config *c, int64_t world, int64_t rank, int64_t micr
 
 void run_load_batch(Run *r, int64_t step);                        /* the step's micro-batches */
 void run_load_in_order(Run *r, int64_t first_piece);               /* evaluation: a step's worth of pieces from here on */
-void run_upload(Run *r); /* what r->batch says, and its counts over all ranks: the end of both, and the whole for a batch from elsewhere */
+void run_upload(Run *r);                                           /* the last part of both: r->batch, and its counts over all ranks */
 /* Activations for one pass: x, gradient, rope table, routing statistics of every micro-batch. */
 void run_begin_pass(Run *r, bool training);
 void run_end_pass(Run *r);
@@ -82,7 +82,7 @@ typedef struct {
 
 /* `stop`: this rank has been asked to stop; everybody learns it in `out`. False when a peer was lost. */
 bool train_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e);
-bool train_loaded_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e); /* the same on the batch that is on the device */
+bool train_loaded_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e); /* on the batch that is loaded already */
 double learning_rate_at(const Config *c, int64_t step); /* schedule.c */
 
 /* ---- Forward only (evaluate.c) ---------------------------------------------------------------- */
