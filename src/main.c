@@ -167,8 +167,8 @@ static const struct {
     int (*run)(int argc, char **argv);
 } commands[] = {
     {"train", "CONFIG [--set KEY=VALUE]... [--run DIR]", "train; the same command again resumes", session_command},
-    {"evaluate", "CONFIG --set model.path=DIR --set data.path=FILE", "loss of a checkpoint on a text, one JSON line", session_command},
-    {"generate", "CONFIG --set model.path=DIR --prompt TEXT [--tokens N] [--temperature X] [--top-p X] [--seed N]", "continue a text", session_command},
+    {"evaluate", "CONFIG --set model.path=RUN|CHECKPOINT [--set data.path=FILE]", "loss of a checkpoint on a text, one JSON line", session_command},
+    {"generate", "CONFIG --set model.path=RUN|CHECKPOINT --prompt TEXT [--tokens 200] [--temperature 0.8] [--top-p 0.95] [--seed 1]", "continue a text; temperature 0: always the likeliest token", session_command},
     {"plan", "CONFIG [--set KEY=VALUE]...", "what a run will need: memory, FLOPs, bytes; nothing is loaded", session_command},
     {"data", "IN... --out FILE.tokens | --show FILE.tokens", "make or look at a token file", data_command},
     {"export", "RUN|CHECKPOINT --out DIR [--dtype fp32|bf16|fp64]", "a clean Hugging Face directory", export_command},

@@ -111,8 +111,8 @@ static void print_checkpoint(const char *directory, int64_t step, FILE *f) {
         manifest_close(&m);
     }
     if (sound) {
-        fprintf(f, "step %lld  %.1f MB  %s  %lld tokens  %s\n", (long long)step, (double)bytes / 1e6, type_name(type),
-                (long long)state.tokens, directory);
+        fprintf(f, "step %lld  %.1f MB  %s  %lld tokens  %s\n", (long long)state.step, (double)bytes / 1e6,
+                type_name(type), (long long)state.tokens, directory);
     } else {
         fprintf(f, "step %lld  not whole: %s\n", (long long)step, e.text);
     }

@@ -40,8 +40,12 @@ Device *device_open(const char *name, int threads, const struct Kernels *kernels
         device_close(d);
         return NULL;
     }
-    if (!d->sim) d->pool = pool_open(threads);
-    return d;
+    if (d->sim) return d;
+    d->pool = pool_open(threads);
+    if (d->pool) return d;
+    fail(e, EXIT_MEMORY, "cannot start %d threads or their scratch memory; device %s; use a smaller compute.threads", threads, name);
+    device_close(d);
+    return NULL;
 }
 
 void device_close(Device *d) {

@@ -20,6 +20,7 @@ struct Journal {
     char run[4096];
     const Config *config;
     int64_t vocabulary;
+    bool router_z; /* is trained with */
     FILE *metrics, *events;
     bool terminal, line_open; /* line_open: a progress line waits to be overwritten */
     double started, seconds;  /* training's start; of all steps so far in this process */
@@ -152,7 +153,7 @@ static void end_line(Journal *j) {
     j->line_open = false;
 }
 
-/* What a reader can take in at a glance; `unit` and the next larger ones. */
+/* Numbers to take in at a glance. */
 static Shown parameters_shown(int64_t n) {
     Shown s;
     if (n < 1000000) snprintf(s.text, sizeof s.text, "%.1f thousand", (double)n / 1e3);
@@ -173,6 +174,7 @@ void journal_banner(Journal *j, const Session *s, const Run *r, int64_t step) {
     const Config *c = j->config;
     double plan = 0;
     j->vocabulary = s->spec.vocabulary;
+    j->router_z = (c->loss_router_z >= 0 ? c->loss_router_z : s->spec.router_z) > 0;
     for (int a = 0; a < ARENA_COUNT; a++) plan += (double)s->price[r->comm.mesh.rank].bytes[a];
     printf("mop    %s: %s parameters, %s active a token; %s\n", s->spec.family->model_type, parameters_shown(spec_parameters(&s->spec)).text,
            parameters_shown(spec_active_parameters(&s->spec)).text, type_name(c->compute_type));
@@ -231,7 +233,7 @@ void journal_step(Journal *j, const StepResult *r, double seconds, size_t memory
     fprintf(j->metrics, "{\"step\": %lld, ", (long long)r->step + 1);
     print_number(j->metrics, "loss", r->loss);
     print_number(j->metrics, "balance_loss", r->balance);
-    print_number(j->metrics, "router_z_loss", r->router_z);
+    if (j->router_z) print_number(j->metrics, "router_z_loss", r->router_z);
     print_number(j->metrics, "grad_norm", r->norm);
     print_number(j->metrics, "lr", r->learning_rate);
     fprintf(j->metrics, "\"tokens\": %lld, \"seconds\": %.6f, \"tokens_per_s\": %.1f, \"memory_bytes\": %zu, \"expert_load_max_over_mean\": %.4f}\n",

@@ -126,7 +126,8 @@ void plain_route_backward(Stream *s, const void *arguments) {
 
 /* ---- Who goes where --------------------------------------------------------------------------- */
 
-/* Sorted by expert, and by slot within an expert. */
+/* Sorted by expert, and by slot within an expert: a counting sort. `counts` holds, in turn, how many slots each expert has, where
+ * its next row goes, where its rows end, and how many it has again. */
 void plain_route_order(Stream *s, const void *arguments) {
     (void)s;
     const OrderArgs *a = arguments;
@@ -134,16 +135,22 @@ void plain_route_order(Stream *s, const void *arguments) {
     const int32_t *chosen = a->chosen.data;
     int32_t *order = a->order.data, *place = a->place.data;
     int64_t *counts = a->counts.data;
-    for (int64_t e = 0; e < experts; e++) {
-        counts[e] = 0;
-        for (int64_t slot = 0; slot < slots; slot++) {
-            if (chosen[slot] != e) continue;
-            order[row] = (int32_t)slot;
-            place[slot] = (int32_t)row++;
-            counts[e]++;
-        }
+    for (int64_t e = 0; e < experts; e++) counts[e] = 0;
+    for (int64_t slot = 0; slot < slots; slot++) {
+        MUST(chosen[slot] >= 0 && chosen[slot] < experts);
+        counts[chosen[slot]]++;
     }
-    MUST(row == slots);
+    for (int64_t e = 0; e < experts; e++) {
+        int64_t n = counts[e];
+        counts[e] = row;
+        row += n;
+    }
+    for (int64_t slot = 0; slot < slots; slot++) {
+        int64_t to = counts[chosen[slot]]++;
+        order[to] = (int32_t)slot;
+        place[slot] = (int32_t)to;
+    }
+    for (int64_t e = experts - 1; e > 0; e--) counts[e] -= counts[e - 1];
 }
 
 /* Where the rows that `source` sent to `expert` begin among the arrived: all of earlier sources, then

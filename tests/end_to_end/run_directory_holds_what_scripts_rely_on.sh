@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# A run directory holds a resolved config.yaml that reads back, a metrics object a step with the documented keys, events, and
+# checkpoints; --run has its default.
+. tests/end_to_end/common.bash
+
+tiny "$here/run" --set ranks=2 >"$here/out"
+[[ $(ls "$here/run") == $'ckpt\nconfig.yaml\nevents.jsonl\nmetrics.jsonl' ]] || wrong "the run directory holds $(ls "$here/run")"
+[[ $(ls "$here/run/ckpt") == step-00000012 ]] || wrong "the checkpoints are $(ls "$here/run/ckpt")"
+for file in config.json model.safetensors tokenizer.json manifest.json state.json; do
+    [[ -s $here/run/ckpt/step-00000012/$file ]] || wrong "the checkpoint has no $file"
+done
+
+number='-?[0-9][-+.e0-9]*'
+line='\{'
+for key in step loss balance_loss grad_norm lr tokens seconds tokens_per_s memory_bytes expert_load_max_over_mean; do
+    line+="\"$key\": $number, "
+done
+line=${line%, }'\}'
+[[ $(grep -Ecx "$line" "$here/run/metrics.jsonl") == 12 ]] || wrong "metrics.jsonl has other lines than 12 of $line: $(head -n 1 "$here/run/metrics.jsonl")"
+[[ $(grep -Ecx '\{"event": "[a-z_]+", "step": [0-9]+, "time": [0-9]+, "text": ".*"\}' "$here/run/events.jsonl") == 1 ]] ||
+    wrong "events.jsonl does not tell of one checkpoint: $(cat "$here/run/events.jsonl")"
+
+# Plain lines where there is no terminal: a banner, the initial loss beside ln(vocabulary), progress.
+grep -q $'[\r\033]' "$here/out" && wrong "the output is not plain: $(cat -v "$here/out")"
+for text in "thousand parameters" "^ranks  2 x 1 thread" "memory at most .* MiB" "512 a step" "^steps  1 to 12" "^run    $here/run" \
+    "^initial loss 5\.[0-9]+, ln\(vocabulary\) 5\.5568$" "^step 1/12  loss" "^step 12/12  loss" "^checkpoint: "; do
+    grep -Eq -- "$text" "$here/out" || wrong "the output has no '$text': $(cat "$here/out")"
+done
+
+# Resolved: what was left to the program has its value; and it is a fixed point.
+grep -Eq '^ranks: 2 ' "$here/run/config.yaml" || wrong "config.yaml does not say ranks: 2"
+grep -Eq '^  dense: 2 ' "$here/run/config.yaml" || wrong "config.yaml does not say mixture.dense: 2"
+"$MOP" config show "$here/run/config.yaml" | cmp - "$here/run/config.yaml"
+"$MOP" train "$here/run/config.yaml" --run "$here/again" >/dev/null
+same_bits "$here/run" "$here/again"
+
+# runs/ and the config's name.
+cd "$here"
+cp -r "$OLDPWD/examples" .
+"$MOP" train examples/tiny.yaml --set train.steps=2 >/dev/null
+[[ -d runs/tiny/ckpt/step-00000002 ]] || wrong "the run is not in runs/tiny: $(ls -R runs)"
+
+# A run that is done says so and changes nothing.
+"$MOP" train examples/tiny.yaml --set train.steps=2 | grep -q "^done: .*raise train.steps" || wrong "a finished run does not say that it is"
+[[ $(wc -l <runs/tiny/metrics.jsonl) == 2 ]] || wrong "a finished run was trained on"

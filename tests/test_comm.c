@@ -1,0 +1,606 @@
+/* Who talks to whom: the mesh as arithmetic; every collective against its plain definition, to the bit, in bytes too; and what ranks
+ * learn when one of them fails or does not come. A rank of these tests is a thread with a device and a Comm of its own; it never
+ * asserts, but says in its Error what is wrong. (cmocka has a macro of the name `fail`; in parentheses it is ours.) */
+#include "comm/comm.h"
+#include "ops/kernels.h"
+#include "ranks.h"
+#include "testing.h"
+
+#include "base/random.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+static Config config_of(const char *const *sets, int n) {
+    Config c;
+    Error e = {0};
+    if (!config_read_text(&c, "", 0, "test", sets, n, &e)) fail_msg("%s", e.text);
+    return c;
+}
+
+/* ---- Mesh ------------------------------------------------------------------------------------- */
+
+static int member(const Axis *a, int j) {
+    return a->first + j * a->stride;
+}
+
+static void assert_partitions(const Mesh *mesh, int world, AxisName name) {
+    for (int r = 0; r < world; r++) {
+        const Axis *a = &mesh[r].axis[name];
+        assert_int_equal(a->name, name);
+        assert_in_range(a->index, 0, a->size - 1);
+        assert_int_equal(member(a, a->index), r);
+        for (int j = 0; j < a->size; j++) {
+            assert_in_range(member(a, j), 0, world - 1);
+            const Axis *theirs = &mesh[member(a, j)].axis[name];
+            assert_int_equal(theirs->first, a->first);
+            assert_int_equal(theirs->stride, a->stride);
+            assert_int_equal(theirs->size, a->size);
+            assert_int_equal(theirs->index, j);
+        }
+    }
+}
+
+/* Two axes that meet in one rank and together name every rank of their product. */
+static void assert_crosses(const Mesh *mesh, int world, AxisName a, AxisName b) {
+    for (int r = 0; r < world; r++)
+        for (int q = 0; q < r; q++) {
+            bool same_a = mesh[r].axis[a].first == mesh[q].axis[a].first, same_b = mesh[r].axis[b].first == mesh[q].axis[b].first;
+            if (same_a && same_b) fail_msg("ranks %d and %d share their %s and their %s group", q, r, axis_name(a), axis_name(b));
+        }
+}
+
+static void check_mixture(int world, int z, int p, int u, int ring, int ep, int es) {
+    Config c = {.mixture_dense = z, .mixture_vocabulary = p, .mixture_ulysses = u, .mixture_ring = ring, .mixture_expert = ep,
+                .mixture_expert_shard = es};
+    Mesh mesh[12];
+    Error e = {0};
+    for (int r = 0; r < world; r++) assert_true(mesh_plan(&mesh[r], &c, world, r, &e));
+    for (int a = 0; a < AXIS_COUNT; a++) assert_partitions(mesh, world, (AxisName)a);
+    const struct {
+        AxisName name;
+        int size, stride;
+    } rows[] = {
+        {AXIS_WORLD, world, 1}, {AXIS_SEQUENCE, u * ring, 1}, {AXIS_ULYSSES, u, 1}, {AXIS_RING, ring, u}, {AXIS_EXPERT, ep, 1},
+        {AXIS_EXPERT_SHARD, es, ep}, {AXIS_EXPERT_REPLICA, world / ep / es, ep * es}, {AXIS_DENSE, z, 1}, {AXIS_DENSE_REPLICA, world / z, z},
+        {AXIS_VOCABULARY, p, 1}, {AXIS_VOCABULARY_REPLICA, world / p, p},
+    };
+    assert_int_equal(COUNT(rows), AXIS_COUNT);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        assert_int_equal(mesh[world - 1].axis[rows[i].name].size, rows[i].size);
+        assert_int_equal(mesh[world - 1].axis[rows[i].name].stride, rows[i].stride);
+    }
+    assert_crosses(mesh, world, AXIS_ULYSSES, AXIS_RING);
+    assert_crosses(mesh, world, AXIS_EXPERT, AXIS_EXPERT_SHARD);
+    assert_crosses(mesh, world, AXIS_DENSE, AXIS_DENSE_REPLICA);
+    assert_crosses(mesh, world, AXIS_VOCABULARY, AXIS_VOCABULARY_REPLICA);
+    for (int r = 0; r < world; r++) /* an Ulysses x ring group is the sequence group */
+        for (int q = 0; q < world; q++) {
+            bool sequence = mesh[r].axis[AXIS_SEQUENCE].first == mesh[q].axis[AXIS_SEQUENCE].first;
+            assert_int_equal(sequence, r / (u * ring) == q / (u * ring));
+        }
+}
+
+/* Dense and vocabulary groups are chosen alike, so that their divisors go together; as do the pairs (D_u, D_r) and (E_p, E_s). */
+static void groups_partition_the_ranks_for_every_mixture_of_up_to_12(void **state) {
+    (void)state;
+    for (int world = 1; world <= 12; world++)
+        for (int z = 1; z <= world; z++)
+            for (int u = 1; u <= world; u++)
+                for (int ring = 1; u * ring <= world; ring++)
+                    if (world % z == 0 && world % (u * ring) == 0) {
+                        check_mixture(world, z, world / z, u, ring, u, ring);
+                        check_mixture(world, z, z, u, ring, ring, u);
+                    }
+}
+
+static void the_printed_mesh_is_this_text(void **state) {
+    (void)state;
+    static const char *const sets[] = {"mixture.dense=4", "mixture.vocabulary=2", "mixture.ulysses=2", "mixture.ring=2",
+                                       "mixture.expert=4", "mixture.expert_shard=2"};
+    static const char expected[] = "world               {0 1 2 3 4 5 6 7}\n"
+                                   "sequence            {0 1 2 3} {4 5 6 7}\n"
+                                   "ulysses             {0 1} {2 3} {4 5} {6 7}\n"
+                                   "ring                {0 2} {1 3} {4 6} {5 7}\n"
+                                   "expert              {0 1 2 3} {4 5 6 7}\n"
+                                   "expert_shard        {0 4} {1 5} {2 6} {3 7}\n"
+                                   "expert_replica      {0} {1} {2} {3} {4} {5} {6} {7}\n"
+                                   "dense               {0 1 2 3} {4 5 6 7}\n"
+                                   "dense_replica       {0 4} {1 5} {2 6} {3 7}\n"
+                                   "vocabulary          {0 1} {2 3} {4 5} {6 7}\n"
+                                   "vocabulary_replica  {0 2 4 6} {1 3 5 7}\n";
+    Config c = config_of(sets, COUNT(sets));
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *f = open_memstream(&text, &bytes);
+    assert_non_null(f);
+    mesh_print(&c, 8, f);
+    fclose(f);
+    assert_string_equal(text, expected);
+    free(text);
+    config_close(&c);
+}
+
+static void sizes_that_do_not_divide_the_ranks_are_refused_in_a_sentence(void **state) {
+    (void)state;
+    static const struct {
+        int world;
+        const char *sets[2], *said;
+    } rows[] = {
+        {8, {"mixture.dense=3"}, "mixture.dense = 3 does not divide the 8 ranks"},
+        {4, {"mixture.dense=8"}, "mixture.dense = 8 does not divide the 4 ranks"},
+        {6, {"mixture.expert=4"}, "mixture.expert = 4 does not divide the 6 ranks"},
+        {6, {"mixture.expert_shard=5"}, "mixture.expert_shard = 5"},
+        {6, {"mixture.expert=2", "mixture.expert_shard=6"}, "mixture.expert x mixture.expert_shard = 12"},
+        {6, {"mixture.ulysses=4"}, "mixture.ulysses = 4"},
+        {6, {"mixture.ring=4"}, "mixture.ring = 4"},
+        {8, {"mixture.ulysses=4", "mixture.ring=4"}, "mixture.ulysses x mixture.ring = 16"},
+        {7, {"mixture.vocabulary=2"}, "mixture.vocabulary = 2 does not divide the 7 ranks"},
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        Config c = config_of(rows[i].sets, rows[i].sets[1] ? 2 : 1);
+        Mesh m;
+        Error e = {0};
+        assert_false(mesh_plan(&m, &c, rows[i].world, 0, &e));
+        assert_int_equal(e.code, EXIT_USAGE);
+        if (!strstr(e.text, rows[i].said)) fail_msg("\"%s\" does not say \"%s\"", e.text, rows[i].said);
+        config_close(&c);
+    }
+}
+
+/* ---- Ranks ------------------------------------------------------------------------------------ */
+
+typedef struct Peers Peers;
+typedef bool (*PeerBody)(Peers *p, int rank, Error *e);
+
+struct Peers {
+    int world;
+    double timeout;
+    bool late;
+    const char *sets[4];
+    Config config;
+    Wire *wire[8];
+    Device *device[8];
+    Comm comm[8];
+    Error error[8];
+    PeerBody body;
+    void *context;
+};
+
+static void peer_main(void *context, int rank) {
+    Peers *p = context;
+    Error *e = &p->error[rank];
+    Mesh mesh;
+    bool ok = mesh_plan(&mesh, &p->config, p->world, rank, e) && comm_open(&p->comm[rank], &mesh, p->wire[rank], p->device[rank], e);
+    if (!ok || !p->body(p, rank, e)) p->wire[rank]->poison(p->wire[rank], e);
+}
+
+/* Runs the body on every rank; what they return is in p->error. */
+static void peers_try(Peers *p, PeerBody body, void *context) {
+    int n = 0;
+    while (n < (int)COUNT(p->sets) && p->sets[n]) n++;
+    p->config = config_of(p->sets, n);
+    p->body = body;
+    p->context = context;
+    Error e = {0};
+    assert_true(wire_threads_open(p->wire, p->world, p->timeout > 0 ? p->timeout : 60, p->late, &e));
+    for (int r = 0; r < p->world; r++) p->device[r] = test_device_needed(p->late ? "cpu:late" : "cpu", 1);
+    threads_run(p->world, peer_main, p);
+    for (int r = 0; r < p->world; r++) event_wait(event_record(&p->device[r]->stream[STREAM_NETWORK]));
+    for (int r = 0; r < p->world; r++) comm_close(&p->comm[r]);
+    for (int r = 0; r < p->world; r++) device_close(p->device[r]);
+    for (int r = 0; r < p->world; r++) p->wire[r]->close(p->wire[r]);
+    config_close(&p->config);
+}
+
+static void peers_run(Peers p, PeerBody body, void *context) {
+    peers_try(&p, body, context);
+    for (int r = 0; r < p.world; r++)
+        if (p.error[r].code != EXIT_DONE && p.error[r].code != EXIT_PEER) fail_msg("rank %d of %d: %s", r, p.world, p.error[r].text);
+    for (int r = 0; r < p.world; r++)
+        if (p.error[r].code != EXIT_DONE) fail_msg("rank %d of %d: %s", r, p.world, p.error[r].text);
+}
+
+/* ---- Collectives against their definitions ---------------------------------------------------- */
+
+typedef struct {
+    Collective collective;
+    AxisName axis;
+    Type type;
+    int64_t count; /* elements of the smaller side; rows for all_to_all, give or take */
+    bool in_place;
+    int root;
+} Case;
+
+/* Element i of what rank `rank` brings: sizes over 40 powers of two, so that the order of a sum shows. */
+static double brought(int rank, int64_t i, Type type) {
+    uint64_t h = ((uint64_t)rank + 1) * 0x9E3779B97F4A7C15ull ^ ((uint64_t)i + 1) * 0xC2B2AE3D27D4EB4Full;
+    h = (h ^ h >> 29) * 0xBF58476D1CE4E5B9ull;
+    int64_t digits = (int64_t)(h >> 40) - (1 << 23);
+    if (type == INT64 || type == INT32) return (double)digits;
+    if (type == BYTE) return (double)(h >> 56);
+    return type_round(type, (double)digits * (double)(1ull << (h & 31)) / (double)(1 << 20));
+}
+
+static double plus(double a, double b, Type type) {
+    return type == FP32 ? (double)((float)a + (float)b) : a + b;
+}
+
+/* The sum over the members, first member first. */
+static double summed(const Axis *a, int64_t i, Type type) {
+    double sum = brought(member(a, 0), i, type);
+    for (int j = 1; j < a->size; j++) sum = plus(sum, brought(member(a, j), i, type), type);
+    return sum;
+}
+
+/* Rows that member `from` has for member `to`; some have none. */
+static int64_t rows_between(const Case *c, int from, int to) {
+    return c->count == 0 ? 0 : (from * 3 + to * 5) % 4 * ((c->count + 2) / 3);
+}
+
+typedef struct {
+    const Case *c;
+    Group *group;
+    Tensor in, out;
+    int64_t in_rows[8], out_rows[8];
+} Try;
+
+enum { WIDTH = 3 }; /* elements of an all_to_all's row */
+
+static void open_try(Try *t, Memory *memory) {
+    const Case *c = t->c;
+    const Axis *a = &t->group->axis;
+    int64_t in = c->count, out = c->count, rank = member(a, a->index);
+    if (c->collective == ALL_GATHER) out = a->size * c->count;
+    if (c->collective == REDUCE_SCATTER) in = a->size * c->count;
+    if (c->collective == ALL_TO_ALL) {
+        in = out = 0;
+        for (int j = 0; j < a->size; j++) {
+            in += t->in_rows[j] = rows_between(c, a->index, j);
+            out += t->out_rows[j] = rows_between(c, j, a->index);
+        }
+        t->in = memory_tensor(memory, c->type, DIM(in, WIDTH));
+        t->out = memory_tensor(memory, c->type, DIM(out, WIDTH));
+    } else {
+        t->in = memory_tensor(memory, c->type, DIM(in));
+        t->out = c->collective == ALL_REDUCE || c->collective == BROADCAST ? t->in : memory_tensor(memory, c->type, DIM(out));
+        if (c->in_place && c->collective == ALL_GATHER) t->in = tensor_rows(t->out, a->index * c->count, c->count);
+        if (c->in_place && c->collective == REDUCE_SCATTER) t->out = tensor_rows(t->in, a->index * c->count, c->count);
+    }
+    for (int64_t i = 0; i < tensor_count(t->in); i++) tensor_put(t->in, i, brought((int)rank, i, c->type));
+}
+
+static void start_try(Try *t, Stream *s) {
+    const Case *c = t->c;
+    Group *g = t->group;
+    switch (c->collective) {
+    case ALL_GATHER: all_gather(g, s, t->out, t->in); break;
+    case REDUCE_SCATTER: reduce_scatter(g, s, t->out, t->in); break;
+    case ALL_REDUCE: all_reduce(g, s, t->in); break;
+    case ALL_TO_ALL: all_to_all(g, s, t->out, t->out_rows, t->in, t->in_rows); break;
+    case BROADCAST: broadcast(g, s, t->in, c->root % g->axis.size); break;
+    default: barrier(g, s);
+    }
+}
+
+/* Element i of the result, by definition. */
+static double expected_at(const Try *t, int64_t i) {
+    const Case *c = t->c;
+    const Axis *a = &t->group->axis;
+    if (c->collective == ALL_GATHER) return brought(member(a, (int)(i / c->count)), i % c->count, c->type);
+    if (c->collective == REDUCE_SCATTER) return summed(a, a->index * c->count + i, c->type);
+    if (c->collective == ALL_REDUCE) return summed(a, i, c->type);
+    if (c->collective == BROADCAST) return brought(member(a, c->root % a->size), i, c->type);
+    int from = 0;
+    for (; i >= t->out_rows[from] * WIDTH; from++) i -= t->out_rows[from] * WIDTH;
+    for (int j = 0; j < a->index; j++) i += rows_between(c, from, j) * WIDTH; /* behind what he has for members before this one */
+    return brought(member(a, from), i, c->type);
+}
+
+static bool check_try(const Try *t, Error *e) {
+    const Case *c = t->c;
+    for (int64_t i = 0; i < tensor_count(t->out); i++) {
+        double got = tensor_get(t->out, i), expected = expected_at(t, i);
+        if (memcmp(&got, &expected, sizeof got) != 0)
+            return (fail)(e, EXIT_DATA, "%s of %lld %s over %s: [%lld] is %.17g, expected %.17g", collective_name(c->collective), (long long)c->count,
+                        type_name(c->type), axis_name(c->axis), (long long)i, got, expected);
+    }
+    return true;
+}
+
+/* Bytes to and from others, as the table in collectives.c says. */
+static TrafficCount expected_traffic(const Try *t) {
+    const Case *c = t->c;
+    const Axis *a = &t->group->axis;
+    int64_t peers = a->size - 1, each = (int64_t)type_bytes(c->type), n = c->count, part = ceil_div(n, a->size);
+    int64_t mine = min64(part, max64(0, n - a->index * part)), sent = peers * n, received = sent;
+    if (c->collective == ALL_REDUCE && n * each > 16 << 10) sent = received = n - mine + peers * mine;
+    if (c->collective == ALL_TO_ALL) {
+        sent = received = 0;
+        for (int j = 0; j < a->size; j++) {
+            sent += j == a->index ? 0 : t->in_rows[j] * WIDTH;
+            received += j == a->index ? 0 : t->out_rows[j] * WIDTH;
+        }
+    }
+    if (c->collective == BROADCAST) {
+        bool root = a->index == c->root % a->size;
+        sent = root ? peers * n : 0;
+        received = root ? 0 : n;
+    }
+    return (TrafficCount){.calls = 1, .sent = sent * each, .received = received * each};
+}
+
+static bool check_traffic(const Device *d, const TrafficCount expected[AXIS_COUNT][COLLECTIVE_COUNT], Error *e) {
+    for (int a = 0; a < AXIS_COUNT; a++)
+        for (int c = 0; c < COLLECTIVE_COUNT; c++) {
+            const TrafficCount *x = &expected[a][c], *g = &d->meter.traffic[a][c];
+            if (g->calls != x->calls || g->sent != x->sent || g->received != x->received)
+                return (fail)(e, EXIT_DATA, "%s over %s: %lld calls, %lld bytes sent, %lld received; expected %lld, %lld, %lld",
+                            collective_name((Collective)c), axis_name((AxisName)a), (long long)g->calls, (long long)g->sent, (long long)g->received,
+                            (long long)x->calls, (long long)x->sent, (long long)x->received);
+        }
+    return true;
+}
+
+typedef struct {
+    const Case *cases;
+    size_t count;
+} Cases;
+
+/* All cases are queued before any is waited for. */
+static bool try_cases(Peers *p, int rank, Error *e) {
+    const Cases *all = p->context;
+    Try *tries = calloc(all->count, sizeof *tries);
+    TrafficCount expected[AXIS_COUNT][COLLECTIVE_COUNT] = {0};
+    Memory memory = {0};
+    MUST(tries);
+    for (size_t i = 0; i < all->count; i++) {
+        const Case *c = &all->cases[i];
+        tries[i] = (Try){.c = c, .group = &p->comm[rank].group[c->axis]};
+        open_try(&tries[i], &memory);
+        TrafficCount x = expected_traffic(&tries[i]), *sum = &expected[c->axis][c->collective];
+        *sum = (TrafficCount){.calls = sum->calls + 1, .sent = sum->sent + x.sent, .received = sum->received + x.received};
+    }
+    Stream *network = &p->device[rank]->stream[STREAM_NETWORK];
+    for (size_t i = 0; i < all->count; i++) start_try(&tries[i], network);
+    event_wait(event_record(network));
+    const Error *failed = device_failed(p->device[rank]);
+    bool ok = failed ? (fail)(e, failed->code, "%s", failed->text) : true;
+    for (size_t i = 0; ok && i < all->count; i++) ok = check_try(&tries[i], e);
+    ok = ok && check_traffic(p->device[rank], (const TrafficCount(*)[COLLECTIVE_COUNT])expected, e);
+    memory_check(&memory, "a collective");
+    memory_free(&memory);
+    free(tries);
+    return ok;
+}
+
+/* Odd counts, none, fewer than members, beyond what is small, beyond a round of staging (1 MiB a member). */
+static const int64_t counts[] = {0, 1, 5, 33, 4999};
+enum { BEYOND_A_ROUND = COMM_ROUND_BYTES / 4 + 333 };
+
+static void try_everything(Peers p, AxisName axis) {
+    static const struct {
+        Collective collective;
+        Type type;
+        bool in_place;
+    } rows[] = {
+        {ALL_GATHER, FP32, false}, {ALL_GATHER, INT32, true}, {ALL_GATHER, INT64, false}, {ALL_GATHER, BF16, false}, {ALL_GATHER, BYTE, true},
+        {REDUCE_SCATTER, FP32, false}, {REDUCE_SCATTER, FP64, true}, {REDUCE_SCATTER, INT64, false}, {REDUCE_SCATTER, FP32, true},
+        {ALL_REDUCE, FP32, true}, {ALL_REDUCE, FP64, true}, {ALL_REDUCE, INT64, true},
+        {ALL_TO_ALL, FP32, false}, {ALL_TO_ALL, FP64, false}, {ALL_TO_ALL, BF16, false}, {BROADCAST, FP32, true}, {BROADCAST, INT64, true},
+    };
+    Case cases[COUNT(rows) * (COUNT(counts) + 1)];
+    size_t n = 0;
+    for (size_t i = 0; i < COUNT(rows); i++)
+        for (size_t k = 0; k < COUNT(counts); k++)
+            cases[n++] = (Case){rows[i].collective, axis, rows[i].type, counts[k], rows[i].in_place, (int)(i + k)};
+    cases[n++] = (Case){.collective = BARRIER, .axis = axis, .type = BYTE, .count = 1};
+    peers_run(p, try_cases, &(Cases){cases, n});
+}
+
+static void collectives_equal_their_definitions_in_groups_of_1_to_8(void **state) {
+    (void)state;
+    for (int world = 1; world <= 8; world++) try_everything((Peers){.world = world}, AXIS_WORLD);
+}
+
+static void collectives_equal_their_definitions_in_strided_groups(void **state) {
+    (void)state;
+    try_everything((Peers){.world = 8, .sets = {"mixture.expert=2"}}, AXIS_EXPERT_REPLICA);
+    try_everything((Peers){.world = 6, .sets = {"mixture.dense=2"}}, AXIS_DENSE_REPLICA);
+    try_everything((Peers){.world = 8, .sets = {"mixture.ulysses=2", "mixture.ring=2"}}, AXIS_RING);
+}
+
+static void collectives_larger_than_a_round_of_staging_equal_their_definitions(void **state) {
+    (void)state;
+    static const Case cases[] = {
+        {REDUCE_SCATTER, AXIS_WORLD, FP32, BEYOND_A_ROUND, true, 0}, {REDUCE_SCATTER, AXIS_WORLD, FP64, BEYOND_A_ROUND, false, 0},
+        {ALL_REDUCE, AXIS_WORLD, FP32, 3 * BEYOND_A_ROUND + 1, true, 0}, {ALL_REDUCE, AXIS_WORLD, INT64, 2 * BEYOND_A_ROUND, true, 0},
+        {ALL_GATHER, AXIS_WORLD, FP32, BEYOND_A_ROUND, true, 0}, {ALL_TO_ALL, AXIS_WORLD, FP32, BEYOND_A_ROUND / 2, false, 0},
+        {BROADCAST, AXIS_WORLD, FP64, BEYOND_A_ROUND, true, 2},
+    };
+    peers_run((Peers){.world = 3}, try_cases, &(Cases){cases, COUNT(cases)});
+    peers_run((Peers){.world = 2}, try_cases, &(Cases){cases, COUNT(cases)});
+}
+
+/* Groups of several axes at once, whose members differ, on a wire and streams that delay at random. */
+static void late_wires_and_mixed_groups_give_the_same_bits(void **state) {
+    (void)state;
+    static const AxisName axes[] = {AXIS_WORLD, AXIS_EXPERT, AXIS_DENSE_REPLICA, AXIS_DENSE, AXIS_EXPERT_REPLICA};
+    static const Collective kinds[] = {ALL_REDUCE, ALL_TO_ALL, ALL_GATHER, REDUCE_SCATTER, BROADCAST};
+    Case cases[50];
+    for (size_t i = 0; i < COUNT(cases); i++)
+        cases[i] = (Case){kinds[i % 5], axes[i * 7 / 5 % 5], i % 3 ? FP32 : FP64, counts[i * 3 % COUNT(counts)] * (int64_t)(1 + i % 4), false, (int)i};
+    const Peers peers = {.world = 8, .sets = {"mixture.expert=2", "mixture.dense=4"}};
+    Peers late = peers;
+    late.late = true;
+    peers_run(peers, try_cases, &(Cases){cases, COUNT(cases)});
+    peers_run(late, try_cases, &(Cases){cases, COUNT(cases)});
+}
+
+/* Were it not so, equality with `summed` would not prove the order. */
+static void the_order_of_the_members_shows_in_these_sums(void **state) {
+    (void)state;
+    const Axis a = {AXIS_WORLD, 8, 0, 0, 1};
+    int differ = 0;
+    for (int64_t i = 0; i < 1000; i++) {
+        double backward = brought(7, i, FP32);
+        for (int j = 6; j >= 0; j--) backward = plus(backward, brought(j, i, FP32), FP32);
+        differ += backward != summed(&a, i, FP32);
+    }
+    assert_true(differ > 300);
+}
+
+/* ---- Host messages ---------------------------------------------------------------------------- */
+
+static bool agree_on(Peers *p, int rank, Error *e) {
+    const char *const *complaints = p->context;
+    Error mine = {0};
+    if (complaints[rank]) (fail)(&mine, EXIT_IO, "%s", complaints[rank]);
+    const char *first = NULL;
+    for (int r = p->world - 1; r >= 0; r--)
+        if (complaints[r]) first = complaints[r];
+    bool agreed = host_agree(&p->comm[rank], !complaints[rank], &mine);
+    if (agreed != !first) return (fail)(e, EXIT_DATA, "agreed: %d", agreed);
+    if (first && (mine.code != EXIT_IO || strcmp(mine.text, first) != 0)) return (fail)(e, EXIT_DATA, "was told \"%s\"", mine.text);
+    return true;
+}
+
+static void ranks_agree_only_when_all_do_and_else_all_learn_the_first_reason(void **state) {
+    (void)state;
+    static const char *const nobody[4] = {NULL}, *const one[4] = {NULL, NULL, "disk full", NULL};
+    static const char *const several[4] = {NULL, "no such file", "disk full", "read-only"}, *const first[4] = {"quota", NULL, NULL, NULL};
+    const char *const *rows[] = {nobody, one, several, first};
+    for (size_t i = 0; i < COUNT(rows); i++) peers_run((Peers){.world = 4}, agree_on, (void *)(uintptr_t)rows[i]);
+}
+
+static bool gather_on_host(Peers *p, int rank, Error *e) {
+    int64_t mine[2] = {rank, rank * rank}, all[8][2];
+    if (!host_gather(&p->comm[rank], all, mine, sizeof mine, e)) return false;
+    for (int r = 0; r < p->world; r++)
+        if (all[r][0] != r || all[r][1] != r * r) return (fail)(e, EXIT_DATA, "rank %d's message is wrong", r);
+    return true;
+}
+
+static void host_messages_arrive_in_rank_order(void **state) {
+    (void)state;
+    for (int world = 1; world <= 8; world++) peers_run((Peers){.world = world}, gather_on_host, NULL);
+}
+
+/* ---- Failures --------------------------------------------------------------------------------- */
+
+enum { FAILING = 2, ABSENT = 3 };
+
+static void nap(double seconds) {
+    struct timespec t = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
+    nanosleep(&t, NULL);
+}
+
+/* Collectives of groups with and without the failing rank, until one fails. */
+static bool talk_for_ever(Peers *p, int rank, Error *e) {
+    Memory memory = {0};
+    Tensor t = memory_tensor(&memory, FP32, DIM(1000));
+    fill_value(t, 0);
+    Stream *network = &p->device[rank]->stream[STREAM_NETWORK];
+    for (int i = 0; !device_failed(p->device[rank]); i++) {
+        if (rank == FAILING && i == 20) {
+            memory_free(&memory);
+            return (fail)(e, EXIT_IO, "disk full; step 20; free some space");
+        }
+        all_reduce(&p->comm[rank].group[AXIS_EXPERT], network, t);
+        all_reduce(&p->comm[rank].group[AXIS_WORLD], network, t);
+        event_wait(event_record(network));
+    }
+    memory_free(&memory);
+    return (fail)(e, device_failed(p->device[rank])->code, "%s", device_failed(p->device[rank])->text);
+}
+
+static void when_a_rank_fails_all_others_return_within_5_seconds_with_its_reason(void **state) {
+    (void)state;
+    for (int late = 0; late < 2; late++) {
+        Peers p = {.world = 6, .late = late, .sets = {"mixture.expert=2"}};
+        double start = seconds_now();
+        peers_try(&p, talk_for_ever, NULL);
+        assert_true(seconds_now() - start < 5);
+        for (int r = 0; r < p.world; r++) {
+            assert_int_equal(p.error[r].code, r == FAILING ? EXIT_IO : EXIT_PEER);
+            assert_string_equal(p.error[r].text, "disk full; step 20; free some space");
+        }
+    }
+}
+
+static bool come_but_for_one(Peers *p, int rank, Error *e) {
+    if (rank == ABSENT) {
+        nap(1.5);
+        return true;
+    }
+    int64_t mine = rank, all[8];
+    return host_gather(&p->comm[rank], all, &mine, sizeof mine, e);
+}
+
+static void a_rank_that_never_comes_is_a_timeout_that_says_so(void **state) {
+    (void)state;
+    Peers p = {.world = 4, .timeout = 0.2};
+    double start = seconds_now();
+    peers_try(&p, come_but_for_one, NULL);
+    assert_true(seconds_now() - start < 5);
+    assert_int_equal(p.error[ABSENT].code, EXIT_DONE);
+    for (int r = 0; r < p.world; r++) {
+        if (r == ABSENT) continue;
+        assert_int_equal(p.error[r].code, EXIT_PEER);
+        assert_non_null(strstr(p.error[r].text, "1 of the 4 ranks of the world group did not come to a collective"));
+        assert_non_null(strstr(p.error[r].text, "comm.timeout"));
+    }
+}
+
+static bool train_until_one_fails(Run *r, void *context, Error *e) {
+    StepResult out;
+    (void)context;
+    for (int64_t step = 0;; step++) {
+        if (step == 3 && r->comm.mesh.rank == FAILING) return (fail)(e, EXIT_IO, "the disk of rank 2 is full");
+        if (!train_step(r, step, false, &out, e)) return false;
+    }
+}
+
+static void a_rank_that_fails_between_steps_ends_the_training_of_all(void **state) {
+    (void)state;
+    char *documents = random_documents(20, 30, 67, 1);
+    static const char *const devices[] = {"device=cpu", "device=cpu:late", "device=sim:h200"};
+    for (size_t i = 0; i < COUNT(devices); i++) {
+        Ranks *r = ranks_open((RanksSetup){.world = 4, .spec = "tests/fixtures/olmoe/config.json", .documents = documents,
+                                           .sets = {devices[i], "mixture.dense=2", "mixture.expert=4", "train.sequences=4", "train.sequence_length=16"}});
+        double start = seconds_now();
+        assert_false(ranks_try(r, train_until_one_fails, NULL));
+        assert_true(seconds_now() - start < 5);
+        for (int rank = 0; rank < r->world; rank++) {
+            assert_int_equal(r->error[rank].code, rank == FAILING ? EXIT_IO : EXIT_PEER);
+            assert_string_equal(r->error[rank].text, "the disk of rank 2 is full");
+        }
+        ranks_close(r);
+    }
+    free(documents);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(groups_partition_the_ranks_for_every_mixture_of_up_to_12),
+        cmocka_unit_test(the_printed_mesh_is_this_text),
+        cmocka_unit_test(sizes_that_do_not_divide_the_ranks_are_refused_in_a_sentence),
+        cmocka_unit_test(collectives_equal_their_definitions_in_groups_of_1_to_8),
+        cmocka_unit_test(collectives_equal_their_definitions_in_strided_groups),
+        cmocka_unit_test(collectives_larger_than_a_round_of_staging_equal_their_definitions),
+        cmocka_unit_test(late_wires_and_mixed_groups_give_the_same_bits),
+        cmocka_unit_test(the_order_of_the_members_shows_in_these_sums),
+        cmocka_unit_test(ranks_agree_only_when_all_do_and_else_all_learn_the_first_reason),
+        cmocka_unit_test(host_messages_arrive_in_rank_order),
+        cmocka_unit_test(when_a_rank_fails_all_others_return_within_5_seconds_with_its_reason),
+        cmocka_unit_test(a_rank_that_never_comes_is_a_timeout_that_says_so),
+        cmocka_unit_test(a_rank_that_fails_between_steps_ends_the_training_of_all),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
