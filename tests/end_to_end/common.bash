@@ -83,7 +83,7 @@ same_bits() {
     local newest
     cmp <(numbers "$1") <(numbers "$2") || wrong "metrics of $1 and $2 differ"
     newest=$(ls "$1/ckpt" | tail -n 1)
-    diff -r "$1/ckpt/$newest" "$2/ckpt/$newest" || wrong "checkpoints of $1 and $2 differ"
+    diff -rq "$1/ckpt/$newest" "$2/ckpt/$newest" || wrong "checkpoints of $1 and $2 differ"
 }
 
 # `close VALUE VALUE LARGEST`: their relative difference is not larger.

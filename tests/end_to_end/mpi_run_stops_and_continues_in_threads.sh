@@ -3,9 +3,9 @@
 . tests/end_to_end/common.bash
 needs_mpi
 
-options=(--set train.steps=400 --set optimizer.schedule=constant --set ranks=2)
+options=(--set train.steps=120 --set ranks=2)
 begin "${launch[@]}" 2 "$MOP" train examples/tiny.yaml --run "$here/stopped" "${options[@]}"
-wait_for 20 "$here/stopped"
+wait_for 10 "$here/stopped"
 kill -s USR1 "$job"
 ended
 [[ $code == 75 ]] || wrong "SIGUSR1 ended it with $code: $(cat "$here/err")"

@@ -28,7 +28,7 @@ refuses 3 "No such file.*nothing.txt" "${train[@]}" --set data.path="$here/nothi
 refuses 3 "No such file.*nothing.json" "${train[@]}" --set model.config="$here/nothing.json"
 refuses 3 "no checkpoint is there; $here/nothing;" "${train[@]}" --set model.path="$here/nothing"
 refuses 3 "not valid JSON" "${train[@]}" --set model.config=examples/tiny.yaml
-sed -E 's/("hidden_size"|"intermediate_size"): [0-9]+/\1: 8192/; s/("num_experts"): [0-9]+/\1: 64/; s/("num_hidden_layers"): [0-9]+/\1: 6/' \
+sed -E 's/("(hidden|intermediate)_size"): [0-9]+/\1: 8192/; s/("num_(experts|attention_heads)"): [0-9]+/\1: 64/; s/("num_hidden_layers"): [0-9]+/\1: 6/' \
     examples/tiny.json >"$here/large.json"
 refuses 4 "the run needs up to .* GiB and this machine has" "${train[@]}" --set model.config="$here/large.json"
 

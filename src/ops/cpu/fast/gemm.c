@@ -190,29 +190,38 @@ INLINE void pack(REAL *right, Operand b, int64_t n, int64_t depth, bool half) {
 
 /* ---- The left side ---------------------------------------------------------------------------- */
 
-/* Rows of a as REALs, where they lie or copied: element (i, p) at data[i row + p step]. */
+/* `rows` of a as REALs: where they lie, or copied. */
 typedef struct {
     const REAL *data;
     int64_t row, step;
 } Left;
 
-static bool is_across(Operand a) {
-    return a.row == 1 && a.column != 1;
-}
-
 static Left left_copy_across(REAL *buffer, Operand a, int64_t rows, int64_t depth) {
     for (int64_t p = 0; p < depth; p++) {
-        const void *from = element_at(a, 0, p);
-        REAL *to = buffer + p * GROUP_ROWS;
-        if (a.type == BF16) {
-            values_widen(to, from, rows);
-        } else if (rows == GROUP_ROWS) {
-            memcpy(to, from, GROUP_ROWS * sizeof(REAL));
+        const REAL *from = element_at(a, 0, p);
+        REAL *to = buffer + p * TILE_ROWS;
+        __builtin_prefetch(from + 2 * TILE_ROWS - 1);
+        if (rows == TILE_ROWS) {
+            memcpy(to, from, TILE_ROWS * sizeof(REAL));
         } else {
-            memcpy(to, from, (size_t)rows * sizeof(REAL));
+            for (int64_t i = 0; i < rows; i++) to[i] = from[i];
         }
     }
-    return (Left){buffer, 1, GROUP_ROWS};
+    return (Left){buffer, 1, TILE_ROWS};
+}
+
+/* Widens LANES values at once where there are as many to read: what is too much is overwritten by the next row. */
+static Left left_widen_across(REAL *buffer, Operand a, int64_t rows, int64_t depth, int64_t readable) {
+    for (int64_t p = 0; p < depth; p++) {
+        const uint16_t *from = element_at(a, 0, p);
+        REAL *to = buffer + p * TILE_ROWS;
+        if (readable >= TILE_ROWS + LANES) {
+            for (int64_t i = 0; i < rows; i += LANES) values_widen(to + i, from + i, LANES);
+        } else {
+            values_widen(to, from, rows);
+        }
+    }
+    return (Left){buffer, 1, TILE_ROWS};
 }
 
 static Left left_widen_rows(REAL *buffer, Operand a, int64_t rows, int64_t depth) {
@@ -221,9 +230,14 @@ static Left left_widen_rows(REAL *buffer, Operand a, int64_t rows, int64_t depth
     return (Left){buffer, STRIDE, 1};
 }
 
-static Left left_get(REAL *buffer, Operand a, int64_t rows, int64_t depth) {
-    if (is_across(a)) return left_copy_across(buffer, a, rows, depth);
-    if (a.type == BF16) return left_widen_rows(buffer, a, rows, depth);
+/* `readable`: how many elements from a on a row of a^T still holds. */
+static Left left_get(REAL *buffer, Operand a, int64_t rows, int64_t depth, int64_t readable) {
+    if (a.type == BF16) {
+        if (a.column == 1) return left_widen_rows(buffer, a, rows, depth);
+        MUST(a.row == 1);
+        return left_widen_across(buffer, a, rows, depth, readable);
+    }
+    if (a.row == 1 && a.column != 1) return left_copy_across(buffer, a, rows, depth);
     return (Left){a.data, a.row, a.column};
 }
 
@@ -340,9 +354,10 @@ static Ahead ahead_of(const Product *next, int64_t tile, const void *near) {
 }
 
 /* Rows [row, row + rows) of a block, to `c`, which are rows of REALs. */
-static void strip_run(const Product *p, Left left, Right right, int64_t row, int64_t rows, REAL *c, int64_t c_row, bool add,
+static void strip_run(const Product *p, Right right, int64_t row, int64_t rows, REAL *c, int64_t c_row, bool add,
                       const Phase *phase) {
     Operand a = {element_at(p->a, row, 0), p->a.type, p->a.row, p->a.column};
+    Left left = left_get(phase->left, a, rows, p->k, p->m - row);
     Tile t = {.depth = p->k,
               .left = left.data,
               .left_row = left.row,
@@ -366,28 +381,22 @@ static void strip_run(const Product *p, Left left, Right right, int64_t row, int
 
 static void block_run(const Product *p, Right right, const Phase *phase) {
     bool direct = is_direct(p->c), keep = !(phase->first && phase->last);
-    int64_t strips = ceil_div(p->m, TILE_ROWS), group = 1;
-    if (is_across(p->a)) group = GROUP_ROWS / TILE_ROWS;
-    Left left = {0};
-    for (int64_t s = 0; s < strips; s++) {
-        int64_t row = p->m * s / strips, rows = p->m * (s + 1) / strips - row; /* strips of equal height */
-        if (s % group == 0) {
-            Operand a = {element_at(p->a, row, 0), p->a.type, p->a.row, p->a.column};
-            left = left_get(phase->left, a, p->m * min64(s + group, strips) / strips - row, p->k);
-        }
+    int64_t strips = ceil_div(p->m, TILE_ROWS);
+    for (int64_t s = 0, row = 0; s < strips; s++) {
+        int64_t rows = p->m / strips + (s < p->m % strips); /* strips of equal height */
         if (direct) {
             REAL *c = result_at(p->c, row, 0);
-            strip_run(p, left, right, row, rows, c, p->c.row, p->c.add || !phase->first, phase);
+            strip_run(p, right, row, rows, c, p->c.row, p->c.add || !phase->first, phase);
         } else {
             REAL *sums = phase->sums + (keep ? row * phase->sums_row : 0);
-            strip_run(p, left, right, row, rows, sums, phase->sums_row, !phase->first, phase);
+            strip_run(p, right, row, rows, sums, phase->sums_row, !phase->first, phase);
             if (phase->last) {
                 Result home = p->c;
                 home.data = result_at(p->c, row, 0);
                 sums_home(home, sums, phase->sums_row, rows, p->n);
             }
         }
-        left.data += rows * left.row;
+        row += rows;
     }
 }
 

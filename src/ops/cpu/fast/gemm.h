@@ -43,8 +43,7 @@ enum {
     GEMM_DEPTH = 256,                 /* of a block: a panel and a tile's rows of a fit the first cache together */
     GEMM_COLUMNS = 16384 / REAL_BITS, /* of a block: packed, it fits the second cache */
     GEMM_ROWS = 384,                  /* of c, when sums wait in scratch for the next block of k */
-    GROUP_ROWS = 4 * TILE_ROWS,       /* of a, copied at once where they lie across */
-    GEMM_LEFT = GROUP_ROWS * (GEMM_DEPTH + LANES),
+    GEMM_LEFT = TILE_ROWS * (GEMM_DEPTH + LANES),
     GEMM_SCRATCH = (GEMM_DEPTH + GEMM_ROWS + TILE_ROWS) * GEMM_COLUMNS + GEMM_LEFT, /* REALs */
 };
 
