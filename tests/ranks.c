@@ -79,8 +79,9 @@ static void open_tokens(Ranks *r, const char *documents) {
 static void open_rank(void *context, int rank) {
     Ranks *r = context;
     Error *e = &r->error[rank];
-    const Price *sizes = r->price[rank].name[0] ? &r->price[rank] : NULL;
-    r->run[rank] = run_open(&r->config, &r->spec, r->tokens, r->wires[rank], r->config.device, sizes, e);
+    Price sizes = r->price[rank];
+    for (int a = 0; r->roomy && a < ARENA_COUNT; a++) sizes.bytes[a] = 2 * sizes.bytes[a] + (1 << 20);
+    r->run[rank] = run_open(&r->config, &r->spec, r->tokens, r->wires[rank], r->config.device, &sizes, e);
     if (!r->run[rank]) r->wires[rank]->poison(r->wires[rank], e);
     else if (!r->run[rank]->device->sim) store_initialise(r->run[rank]->store, (uint64_t)r->config.train_seed);
 }
@@ -95,14 +96,14 @@ static void assert_no_errors(const Ranks *r) {
 Ranks *ranks_open(RanksSetup setup) {
     Ranks *r = needed(1, sizeof *r);
     size_t world = (size_t)setup.world;
-    *r = (Ranks){.world = setup.world, .wires = needed(world, sizeof(Wire *)), .price = needed(world, sizeof *r->price),
+    *r = (Ranks){.world = setup.world, .roomy = setup.roomy, .wires = needed(world, sizeof(Wire *)), .price = needed(world, sizeof *r->price),
                  .run = needed(world, sizeof(Run *)), .error = needed(world, sizeof *r->error)};
     Error e = {0};
     read_config(r, &setup);
     read_spec(r, setup.spec);
     open_tokens(r, setup.documents);
     if (!run_supported(&r->config, &r->spec, r->world, &e)) fail_msg("%s", e.text);
-    if (!setup.unlimited && !plan_price(&r->config, &r->spec, r->world, r->price, &e)) fail_msg("%s", e.text);
+    if (!plan_price(&r->config, &r->spec, r->world, r->price, &e)) fail_msg("%s", e.text);
     bool late = strcmp(r->config.device, "cpu:late") == 0;
     if (!wire_threads_open(r->wires, r->world, r->config.comm_timeout, late, &e)) fail_msg("%s", e.text);
     threads_run(r->world, open_rank, r);

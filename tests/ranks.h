@@ -11,7 +11,7 @@ typedef struct {
     const char *documents; /* JSONL text to train on; NULL: data.path of the settings, or without one blank sequences */
     const char *yaml;      /* text of the configuration; NULL: defaults */
     const char *sets[24];  /* "key=value", up to the first NULL */
-    bool unlimited;        /* arenas without limit, instead of the plan's sizes */
+    bool roomy;            /* arenas of twice the plan's sizes: what exceeds the plan can be measured instead of ending the process */
 } RanksSetup;
 
 typedef struct {
@@ -20,7 +20,8 @@ typedef struct {
     Spec spec;
     Tokens *tokens; /* NULL: none */
     Wire **wires;
-    Price *price;   /* [world]; the plan's, or empty when unlimited */
+    Price *price;   /* [world]: the plan */
+    bool roomy;
     Run **run;      /* [world] */
     Error *error;   /* [world]: of the last ranks_try */
 } Ranks;

@@ -1,5 +1,6 @@
 /* Arenas: one reservation each, handed out as a stack. Memory is reserved, not touched: pages that the worst case never
- * reaches cost nothing. On sim the reservation has no access rights, so code that reads device data faults at that line. */
+ * reaches cost nothing. On sim device memory is addresses that no process has: code that reads device data faults at that line, and
+ * a thousand ranks of a terabyte each are planned without asking the kernel for anything. */
 #include "device/device.h"
 
 #include <string.h>
@@ -7,39 +8,55 @@
 
 enum { ALIGNMENT = 64, STAGGER = 5 * 1024, HUGE_PAGE = 2 << 20 };
 
-/* Parallel streams at equal offsets modulo 2 MiB collide in the caches: arena i starts i * 5 KiB into its reservation. */
-static size_t stagger(const Device *d) {
+static size_t arenas_of(const Device *d) {
     size_t arenas = 0;
     for (const Arena *a = d->arenas; a; a = a->next) arenas++;
-    return arenas * STAGGER % HUGE_PAGE;
+    return arenas;
+}
+
+/* Parallel streams at equal offsets modulo 2 MiB collide in the caches: arena i starts i * 5 KiB into its reservation. */
+static size_t stagger(const Device *d) {
+    return arenas_of(d) * STAGGER % HUGE_PAGE;
+}
+
+/* Addresses from 2^54 on are beyond what x86-64 and arm64 give to a process. A device's arenas lie 2^50 bytes apart. */
+static char *nobodys_address(const Device *d) {
+    return (char *)((uintptr_t)1 << 54) + (arenas_of(d) << 50);
+}
+
+static bool reserve(Arena *a, Error *e) {
+    size_t shift = stagger(a->device), bytes = a->capacity + shift + ALIGNMENT;
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return fail(e, EXIT_MEMORY, "cannot reserve %.1f MiB for the %s arena; device %s; use fewer ranks or a smaller batch, "
+                    "or raise the address space limit (ulimit -v)", (double)a->capacity / (1 << 20), a->name, a->device->name);
+    if (a->capacity >= HUGE_PAGE) madvise(p, a->capacity + shift, MADV_HUGEPAGE); /* a wish: failing changes nothing */
+    a->mapping = p;
+    a->mapped = bytes;
+    a->base = (char *)p + shift;
+    return true;
 }
 
 bool arena_open(Arena *a, Device *d, const char *name, Tier tier, size_t capacity, Error *e) {
-    bool touchable = !d->sim || tier == TIER_HOST;
-    size_t shift = stagger(d);
-    *a = (Arena){.name = name, .device = d, .tier = tier, .capacity = capacity};
-    int rights = touchable ? PROT_READ | PROT_WRITE : PROT_NONE;
-    void *p = mmap(NULL, capacity + shift + ALIGNMENT, rights, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED)
-        return fail(e, EXIT_MEMORY, "cannot reserve %.1f MiB for the %s arena; device %s; use fewer ranks or a smaller batch, "
-                    "or raise the address space limit (ulimit -v)", (double)capacity / (1 << 20), name, d->name);
-    if (touchable && capacity >= HUGE_PAGE) madvise(p, capacity + shift, MADV_HUGEPAGE); /* a wish: failing changes nothing */
-    a->mapping = p;
-    a->mapped = capacity + shift + ALIGNMENT;
-    a->base = (char *)p + shift;
+    *a = (Arena){.name = name, .device = d, .tier = tier, .capacity = capacity, .base = nobodys_address(d)};
+    bool real = !d->sim || tier == TIER_HOST;
+    if (real && !reserve(a, e)) {
+        *a = (Arena){0};
+        return false;
+    }
     a->next = d->arenas;
     d->arenas = a;
     return true;
 }
 
 void arena_close(Arena *a) {
-    if (!a->mapping) return;
+    if (!a->device) return;
     for (Arena **link = &a->device->arenas; *link; link = &(*link)->next) {
         if (*link != a) continue;
         *link = a->next;
         break;
     }
-    munmap(a->mapping, a->mapped);
+    if (a->mapping) munmap(a->mapping, a->mapped);
     *a = (Arena){0};
 }
 

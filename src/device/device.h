@@ -7,7 +7,7 @@
  *   cpu        compute runs in the caller's thread and the rank's pool; network has a thread of its own
  *   cpu:plain  the same with the plain definitions of every op (slow)
  *   cpu:late   the same as cpu with a thread for every stream and random delays: a forgotten Event shows (tests)
- *   sim:NAME   the same step code, metered and not run: memory is address space that nobody may touch
+ *   sim:NAME   the same step code, metered and not run: memory is addresses with nothing behind them
  */
 #ifndef MOP_DEVICE_H
 #define MOP_DEVICE_H
@@ -42,7 +42,7 @@ typedef struct Arena {
     size_t capacity, used, peak;
     size_t by[COMPONENT_COUNT], by_at_peak[COMPONENT_COUNT];
     struct Arena *next; /* the device's list */
-    void *mapping;
+    void *mapping; /* NULL on sim */
     size_t mapped;
 } Arena;
 

@@ -138,6 +138,22 @@ static void print_traffic(const Meter *m, FILE *f) {
     fprintf(f, "\n");
 }
 
+/* Every group while they fit on a screen; of many ranks only how the axes with more than one member divide them. */
+static void print_groups(const Config *c, int world, FILE *f) {
+    if (world <= 16) {
+        mesh_print(c, world, f);
+        return;
+    }
+    Mesh m;
+    Error e = {0};
+    MUST(mesh_plan(&m, c, world, 0, &e));
+    for (int a = AXIS_WORLD + 1; a < AXIS_COUNT; a++) {
+        const Axis *x = &m.axis[a];
+        if (x->size == 1) continue;
+        fprintf(f, "%-19s %d x %d ranks, stride %d\n", axis_name(x->name), world / x->size, x->size, x->stride);
+    }
+}
+
 static void print_work(const Price *p, FILE *f) {
     double total = 0;
     for (int k = 0; k < COMPONENT_COUNT; k++) total += (double)p->meter.flops[k];
@@ -157,7 +173,7 @@ bool plan_print(const Config *c, const Spec *spec, int world, FILE *f, Error *e)
         fprintf(f, "step      %lld sequences x %lld tokens in %lld micro-batches, %s\n", (long long)c->train_sequences, (long long)c->train_sequence_length,
                 (long long)c->train_micro_batches, type_name(c->compute_type));
         fprintf(f, "ranks     %d\n", world);
-        mesh_print(c, world, f);
+        print_groups(c, world, f);
         fprintf(f, "\nmemory of rank %d (the largest) for any routing\n", r);
         print_memory(&worst[r], f);
         print_work(&usual[r], f);

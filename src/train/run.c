@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const size_t UNLIMITED_DEVICE = (size_t)1 << 40, UNLIMITED_HOST = (size_t)1 << 32;
+static const size_t UNLIMITED_DEVICE = (size_t)1 << 50, UNLIMITED_HOST = (size_t)1 << 32;
 
 static const struct {
     const char *key;

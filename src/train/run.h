@@ -48,7 +48,7 @@ typedef struct Run {
     int64_t bad_steps;  /* consecutive */
 } Run;
 
-/* `sizes` NULL: every arena unlimited (sim). On failure nothing is left open. The wire and everything passed in outlive the Run. */
+/* `sizes` NULL: every arena unlimited (sim only). On failure nothing is left open. The wire and everything passed in outlive the Run. */
 Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wire, const char *device, const Price *sizes, Error *e);
 void run_close(Run *r);
 Arena *run_arena(Run *r, ArenaName a);

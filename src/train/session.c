@@ -130,7 +130,7 @@ typedef struct {
 
 /* Ranks of one mpirun mostly fail alike: rank 0 speaks, which ends the job; the others speak when it has not done so. */
 static void let_leader_speak(void) {
-    if (wire_mpi_rank() > 0) sleep(1);
+    if (wire_mpi_rank() > 0) sleep(3);
 }
 
 int session_error(const Error *e) {
