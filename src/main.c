@@ -1,6 +1,7 @@
 /* mop: read a command line and a config, open a session, hand over. */
 #include "base/options.h"
 #include "checkpoint/checkpoint.h"
+#include "plan/doctor.h"
 #include "plan/plan.h"
 #include "train/train.h"
 
@@ -170,6 +171,7 @@ static const struct {
     {"evaluate", "CONFIG --set model.path=RUN|CHECKPOINT [--set data.path=FILE]", "loss of a checkpoint on a text, one JSON line", session_command},
     {"generate", "CONFIG --set model.path=RUN|CHECKPOINT --prompt TEXT [--tokens 200] [--temperature 0.8] [--top-p 0.95] [--seed 1]", "continue a text; temperature 0: always the likeliest token", session_command},
     {"plan", "CONFIG [--set KEY=VALUE]...", "what a run will need: memory, FLOPs, bytes; nothing is loaded", session_command},
+    {"doctor", "[--out FILE.json] [--compare FILE.json|NAME] [--disk DIR] [--step CONFIG]", "what this machine can do and what will hurt; its rates as a file for device=sim:FILE.json", doctor_command},
     {"data", "IN... --out FILE.tokens | --show FILE.tokens", "make or look at a token file", data_command},
     {"export", "RUN|CHECKPOINT --out DIR [--dtype fp32|bf16|fp64]", "a clean Hugging Face directory", export_command},
     {"inspect", "FILE.safetensors|CHECKPOINT|RUN", "what is in it", inspect_command},

@@ -71,8 +71,10 @@ static Tokens *open_text(const char *jsonl) {
 
 static void open_tokens(Ranks *r, const char *documents) {
     Error e = {0};
-    if (documents) r->tokens = open_text(documents);
-    else if (r->config.data_path[0]) r->tokens = open_paths(r->config.data_path);
+    if (documents)
+        r->tokens = open_text(documents);
+    else if (r->config.data_path[0])
+        r->tokens = open_paths(r->config.data_path);
     if (r->tokens && !tokens_fit(r->tokens, r->spec.vocabulary, &e)) fail_msg("%s", e.text);
 }
 
@@ -82,13 +84,16 @@ static void open_rank(void *context, int rank) {
     Price sizes = r->price[rank];
     for (int a = 0; r->roomy && a < ARENA_COUNT; a++) sizes.bytes[a] = 2 * sizes.bytes[a] + (1 << 20);
     r->run[rank] = run_open(&r->config, &r->spec, r->tokens, r->wires[rank], r->config.device, &sizes, e);
-    if (!r->run[rank]) r->wires[rank]->poison(r->wires[rank], e);
-    else if (!r->run[rank]->device->sim) store_initialise(r->run[rank]->store, (uint64_t)r->config.train_seed);
+    if (!r->run[rank])
+        r->wires[rank]->poison(r->wires[rank], e);
+    else if (!r->run[rank]->device->sim)
+        store_initialise(r->run[rank]->store, (uint64_t)r->config.train_seed);
 }
 
 static void assert_no_errors(const Ranks *r) {
     for (int i = 0; i < r->world; i++)
-        if (r->error[i].code != EXIT_DONE && r->error[i].code != EXIT_PEER) fail_msg("rank %d: %s", i, r->error[i].text);
+        if (r->error[i].code != EXIT_DONE && r->error[i].code != EXIT_PEER)
+            fail_msg("rank %d: %s", i, r->error[i].text);
     for (int i = 0; i < r->world; i++)
         if (r->error[i].code != EXIT_DONE) fail_msg("rank %d: %s", i, r->error[i].text);
 }
@@ -96,8 +101,12 @@ static void assert_no_errors(const Ranks *r) {
 Ranks *ranks_open(RanksSetup setup) {
     Ranks *r = needed(1, sizeof *r);
     size_t world = (size_t)setup.world;
-    *r = (Ranks){.world = setup.world, .roomy = setup.roomy, .wires = needed(world, sizeof(Wire *)), .price = needed(world, sizeof *r->price),
-                 .run = needed(world, sizeof(Run *)), .error = needed(world, sizeof *r->error)};
+    *r = (Ranks){.world = setup.world,
+                 .roomy = setup.roomy,
+                 .wires = needed(world, sizeof(Wire *)),
+                 .price = needed(world, sizeof *r->price),
+                 .run = needed(world, sizeof(Run *)),
+                 .error = needed(world, sizeof *r->error)};
     Error e = {0};
     read_config(r, &setup);
     read_spec(r, setup.spec);
@@ -167,7 +176,8 @@ static bool train(Run *run, void *context, Error *e) {
 void ranks_train(Ranks *r, int64_t first, int64_t count, StepResult *out) {
     Training t = {first, count, needed((size_t)(r->world * count), sizeof(StepResult))};
     ranks_run(r, train, &t);
-    for (int i = 1; i < r->world; i++) assert_results_same_bits("a rank against rank 0", t.results + i * count, t.results, count);
+    for (int i = 1; i < r->world; i++)
+        assert_results_same_bits("a rank against rank 0", t.results + i * count, t.results, count);
     if (out) memcpy(out, t.results, (size_t)count * sizeof *out);
     free(t.results);
 }
@@ -183,14 +193,19 @@ void assert_results_same_bits(const char *what, const StepResult *got, const Ste
             const char *name;
             double got, expected;
         } rows[] = {
-            {"loss", g->loss, x->loss}, {"balance loss", g->balance, x->balance}, {"z loss", g->router_z, x->router_z},
-            {"gradient norm", g->norm, x->norm}, {"learning rate", g->learning_rate, x->learning_rate}, {"load", g->load, x->load},
-            {"trained positions", (double)g->trained, (double)x->trained}, {"finite", g->finite, x->finite},
+            {"loss", g->loss, x->loss},
+            {"balance loss", g->balance, x->balance},
+            {"z loss", g->router_z, x->router_z},
+            {"gradient norm", g->norm, x->norm},
+            {"learning rate", g->learning_rate, x->learning_rate},
+            {"load", g->load, x->load},
+            {"trained positions", (double)g->trained, (double)x->trained},
+            {"finite", g->finite, x->finite},
         };
         for (size_t j = 0; j < COUNT(rows); j++)
             if (!same_bits(rows[j].got, rows[j].expected))
-                fail_msg("%s: %s of step %lld is %.17g, expected the bits of %.17g", what, rows[j].name, (long long)x->step, rows[j].got,
-                         rows[j].expected);
+                fail_msg("%s: %s of step %lld is %.17g, expected the bits of %.17g", what, rows[j].name,
+                         (long long)x->step, rows[j].got, rows[j].expected);
     }
 }
 
@@ -242,8 +257,10 @@ static Type kind_type(const Run *run, StoreKind kind) {
     return kind == STORE_WEIGHT ? run->config->compute_type : type_sum(run->config->compute_type);
 }
 
-/* One rank's owned slices go into c; the elements that it owns are counted in `owners`, in the order of c's elements. */
-static void take_slices(Run *run, StoreKind kind, const Collection *c, unsigned char *owners, const int64_t *at, bool owned) {
+/* One rank's owned slices go into c; the elements that it owns are counted in `owners`, in the order of c's
+ * elements. */
+static void take_slices(Run *run, StoreKind kind, const Collection *c, unsigned char *owners, const int64_t *at,
+                        bool owned) {
     const Slice *slice;
     int64_t n = store_slices(run->store, &slice);
     Type type = kind_type(run, kind);
@@ -260,8 +277,8 @@ static void take_slices(Run *run, StoreKind kind, const Collection *c, unsigned 
                 t->value[s->first + j] = x;
                 owners[at[t - c->tensor] + s->first + j]++;
             } else if (!same_bits(x, t->value[s->first + j])) {
-                fail_msg("rank %d holds %.17g for %s[%lld], its owner %.17g", run->comm.mesh.rank, x, s->name, (long long)(s->first + j),
-                         t->value[s->first + j]);
+                fail_msg("rank %d holds %.17g for %s[%lld], its owner %.17g", run->comm.mesh.rank, x, s->name,
+                         (long long)(s->first + j), t->value[s->first + j]);
             }
         }
         free(bytes);
@@ -280,7 +297,8 @@ Collection ranks_collect(Ranks *r, StoreKind kind) {
     for (int i = 0; i < r->world; i++) take_slices(r->run[i], kind, &c, owners, at, true);
     for (int64_t i = 0; i < c.count; i++)
         for (int64_t j = 0; j < c.tensor[i].count; j++)
-            if (owners[at[i] + j] != 1) fail_msg("%s[%lld] has %d owners", c.tensor[i].name, (long long)j, owners[at[i] + j]);
+            if (owners[at[i] + j] != 1)
+                fail_msg("%s[%lld] has %d owners", c.tensor[i].name, (long long)j, owners[at[i] + j]);
     for (int i = 0; i < r->world; i++) take_slices(r->run[i], kind, &c, owners, at, false);
     assert_int_equal(all, spec_parameters(&r->spec));
     free(owners);
@@ -303,7 +321,8 @@ void ranks_put(Ranks *r, StoreKind kind, const Collection *c) {
         int64_t n = store_slices(r->run[i]->store, &slice);
         store_flush(r->run[i]->store);
         for (int64_t j = 0; j < n; j++)
-            put_values(r->run[i], &slice[j], kind, 0, slice[j].count, collection_find(c, slice[j].name)->value + slice[j].first);
+            put_values(r->run[i], &slice[j], kind, 0, slice[j].count,
+                       collection_find(c, slice[j].name)->value + slice[j].first);
     }
 }
 
@@ -320,6 +339,21 @@ bool ranks_poke(Ranks *r, int rank, StoreKind kind, const char *name, int64_t el
     return false;
 }
 
+/* Feature 0 comes from the embedding alone, and alone goes into the router. */
+void collection_steer(Collection *weights, int64_t experts, double (*wish)(int64_t expert, int64_t experts)) {
+    for (int64_t i = 0; i < weights->count; i++) {
+        NamedTensor *t = &weights->tensor[i];
+        int64_t columns = t->dims == 2 ? t->dim[1] : 0;
+        bool embedding = strstr(t->name, "embed_tokens"),
+             router = strstr(t->name, "mlp.gate.weight") || strstr(t->name, "moe.gate.weight");
+        bool adds = strstr(t->name, "o_proj") || strstr(t->name, "down_proj") || strstr(t->name, "w2");
+        if (t->dims == 1 && !strstr(t->name, "q_norm") && !strstr(t->name, "k_norm")) t->value[0] = 1;
+        for (int64_t j = 0; embedding && j < t->dim[0]; j++) t->value[j * columns] = 20;
+        for (int64_t j = 0; adds && j < columns; j++) t->value[j] = 0;
+        for (int64_t e = 0; router && e < t->dim[0]; e++) t->value[e * columns] = wish(e, experts);
+    }
+}
+
 /* ---- Comparison ------------------------------------------------------------------------------- */
 
 static double norm_of(const NamedTensor *t) {
@@ -329,11 +363,13 @@ static double norm_of(const NamedTensor *t) {
 }
 
 static void assert_same_names(const char *what, const Collection *got, const Collection *expected) {
-    if (got->count != expected->count) fail_msg("%s: %lld tensors, expected %lld", what, (long long)got->count, (long long)expected->count);
+    if (got->count != expected->count)
+        fail_msg("%s: %lld tensors, expected %lld", what, (long long)got->count, (long long)expected->count);
     for (int64_t i = 0; i < got->count; i++) {
         const NamedTensor *g = &got->tensor[i], *x = &expected->tensor[i];
         if (strcmp(g->name, x->name) != 0 || g->count != x->count)
-            fail_msg("%s: tensor %s of %lld elements, expected %s of %lld", what, g->name, (long long)g->count, x->name, (long long)x->count);
+            fail_msg("%s: tensor %s of %lld elements, expected %s of %lld", what, g->name, (long long)g->count, x->name,
+                     (long long)x->count);
     }
 }
 
@@ -346,7 +382,8 @@ void assert_collections_close(const char *what, const Collection *got, const Col
         double sum = 0, scale = fmax(norm_of(x), 1e-3 * all);
         for (int64_t j = 0; j < x->count; j++) sum += (g->value[j] - x->value[j]) * (g->value[j] - x->value[j]);
         if (!(sqrt(sum) <= bound * scale))
-            fail_msg("%s: %s is off by %.3g of its scale %.3g, allowed %.3g", what, x->name, sqrt(sum) / scale, scale, bound);
+            fail_msg("%s: %s is off by %.3g of its scale %.3g, allowed %.3g", what, x->name, sqrt(sum) / scale, scale,
+                     bound);
     }
 }
 
@@ -356,7 +393,8 @@ void assert_collections_same_bits(const char *what, const Collection *got, const
         const NamedTensor *g = &got->tensor[i], *x = &expected->tensor[i];
         for (int64_t j = 0; j < x->count; j++)
             if (!same_bits(g->value[j], x->value[j]))
-                fail_msg("%s: %s[%lld] is %.17g, expected the bits of %.17g", what, x->name, (long long)j, g->value[j], x->value[j]);
+                fail_msg("%s: %s[%lld] is %.17g, expected the bits of %.17g", what, x->name, (long long)j, g->value[j],
+                         x->value[j]);
     }
 }
 

@@ -1,5 +1,6 @@
-/* Ranks for tests: `world` Runs in this process, each on a thread of its own, opened from settings as a command would open them; and
- * the whole tensors of the model, put together from what every rank holds. Whatever fails, fails the test. */
+/* Ranks for tests: `world` Runs in this process, each on a thread of its own, opened from settings as a command
+ * would open them; and the whole tensors of the model, put together from what every rank holds. Whatever fails,
+ * fails the test. */
 #ifndef MOP_RANKS_H
 #define MOP_RANKS_H
 
@@ -11,7 +12,8 @@ typedef struct {
     const char *documents; /* JSONL text to train on; NULL: data.path of the settings, or without one blank sequences */
     const char *yaml;      /* text of the configuration; NULL: defaults */
     const char *sets[24];  /* "key=value", up to the first NULL */
-    bool roomy;            /* arenas of twice the plan's sizes: what exceeds the plan can be measured instead of ending the process */
+    bool
+        roomy; /* arenas of twice the plan's sizes: what exceeds the plan can be measured instead of ending the process */
 } RanksSetup;
 
 typedef struct {
@@ -20,23 +22,24 @@ typedef struct {
     Spec spec;
     Tokens *tokens; /* NULL: none */
     Wire **wires;
-    Price *price;   /* [world]: the plan */
+    Price *price; /* [world]: the plan */
     bool roomy;
-    Run **run;      /* [world] */
-    Error *error;   /* [world]: of the last ranks_try */
+    Run **run;    /* [world] */
+    Error *error; /* [world]: of the last ranks_try */
 } Ranks;
 
 /* Weights are store_initialise's, from train.seed. */
 Ranks *ranks_open(RanksSetup setup);
 void ranks_close(Ranks *r);
 
-/* body(run, context, &error) on every rank at once. A rank that returns false poisons the wire, as in a session. ranks_run: none may
- * fail. ranks_try: true when none failed; r->error says what each met. */
+/* body(run, context, &error) on every rank at once. A rank that returns false poisons the wire, as in a session.
+ * ranks_run: none may fail. ranks_try: true when none failed; r->error says what each met. */
 typedef bool (*RanksBody)(Run *run, void *context, Error *e);
 void ranks_run(Ranks *r, RanksBody body, void *context);
 bool ranks_try(Ranks *r, RanksBody body, void *context);
 
-/* Steps first, first + 1, ... (`count` of them). out [count] (may be NULL) gets their results, which must be the same bits on all ranks. */
+/* Steps first, first + 1, ... (`count` of them). out [count] (may be NULL) gets their results, which must be the
+ * same bits on all ranks. */
 void ranks_train(Ranks *r, int64_t first, int64_t count, StepResult *out);
 
 /* ---- Whole tensors, by their Hugging Face names ------------------------------------------------ */
@@ -53,8 +56,8 @@ typedef struct {
     NamedTensor *tensor; /* by name */
 } Collection;
 
-/* Every element must be owned by exactly one rank, and every other rank that holds it must hold the same bits. Applies due updates
- * first, except for gradients. */
+/* Every element must be owned by exactly one rank, and every other rank that holds it must hold the same bits.
+ * Applies due updates first, except for gradients. */
 Collection ranks_collect(Ranks *r, StoreKind kind);
 void collection_free(Collection *c);
 NamedTensor *collection_find(const Collection *c, const char *name);
@@ -62,6 +65,10 @@ NamedTensor *collection_find(const Collection *c, const char *name);
 void ranks_put(Ranks *r, StoreKind kind, const Collection *c);
 /* Writes one element on one rank that holds it; false when that rank does not. */
 bool ranks_poke(Ranks *r, int rank, StoreKind kind, const char *name, int64_t element, double value);
+
+/* Changes weights so that every token wishes for experts alike, most for the one of the largest wish: one feature
+ * of all hidden states is large, stays so through the layers, and decides alone. */
+void collection_steer(Collection *weights, int64_t experts, double (*wish)(int64_t expert, int64_t experts));
 
 /* The difference's norm is at most bound x max(the tensor's norm, 1e-3 of the norm of all). */
 void assert_collections_close(const char *what, const Collection *got, const Collection *expected, double bound);

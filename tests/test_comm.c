@@ -1,6 +1,7 @@
-/* Who talks to whom: the mesh as arithmetic; every collective against its plain definition, to the bit, in bytes too; and what ranks
- * learn when one of them fails or does not come. A rank of these tests is a thread with a device and a Comm of its own; it never
- * asserts, but says in its Error what is wrong. (cmocka has a macro of the name `fail`; in parentheses it is ours.) */
+/* Who talks to whom: the mesh as arithmetic; every collective against its plain definition, to the bit, in bytes
+ * too; and what ranks learn when one of them fails or does not come. A rank of these tests is a thread with a
+ * device and a Comm of its own; it never asserts, but says in its Error what is wrong. (cmocka has a macro of the
+ * name `fail`; in parentheses it is ours.) */
 #include "comm/comm.h"
 #include "ops/kernels.h"
 #include "ranks.h"
@@ -52,13 +53,19 @@ static void assert_partitions(const Mesh *mesh, int world, AxisName name) {
 static void assert_crosses(const Mesh *mesh, int world, AxisName a, AxisName b) {
     for (int r = 0; r < world; r++)
         for (int q = 0; q < r; q++) {
-            bool same_a = mesh[r].axis[a].first == mesh[q].axis[a].first, same_b = mesh[r].axis[b].first == mesh[q].axis[b].first;
-            if (same_a && same_b) fail_msg("ranks %d and %d share their %s and their %s group", q, r, axis_name(a), axis_name(b));
+            bool same_a = mesh[r].axis[a].first == mesh[q].axis[a].first,
+                 same_b = mesh[r].axis[b].first == mesh[q].axis[b].first;
+            if (same_a && same_b)
+                fail_msg("ranks %d and %d share their %s and their %s group", q, r, axis_name(a), axis_name(b));
         }
 }
 
 static void check_mixture(int world, int z, int p, int u, int ring, int ep, int es) {
-    Config c = {.mixture_dense = z, .mixture_vocabulary = p, .mixture_ulysses = u, .mixture_ring = ring, .mixture_expert = ep,
+    Config c = {.mixture_dense = z,
+                .mixture_vocabulary = p,
+                .mixture_ulysses = u,
+                .mixture_ring = ring,
+                .mixture_expert = ep,
                 .mixture_expert_shard = es};
     Mesh mesh[12];
     Error e = {0};
@@ -68,9 +75,17 @@ static void check_mixture(int world, int z, int p, int u, int ring, int ep, int 
         AxisName name;
         int size, stride;
     } rows[] = {
-        {AXIS_WORLD, world, 1}, {AXIS_SEQUENCE, u * ring, 1}, {AXIS_ULYSSES, u, 1}, {AXIS_RING, ring, u}, {AXIS_EXPERT, ep, 1},
-        {AXIS_EXPERT_SHARD, es, ep}, {AXIS_EXPERT_REPLICA, world / ep / es, ep * es}, {AXIS_DENSE, z, 1}, {AXIS_DENSE_REPLICA, world / z, z},
-        {AXIS_VOCABULARY, p, 1}, {AXIS_VOCABULARY_REPLICA, world / p, p},
+        {AXIS_WORLD, world, 1},
+        {AXIS_SEQUENCE, u * ring, 1},
+        {AXIS_ULYSSES, u, 1},
+        {AXIS_RING, ring, u},
+        {AXIS_EXPERT, ep, 1},
+        {AXIS_EXPERT_SHARD, es, ep},
+        {AXIS_EXPERT_REPLICA, world / ep / es, ep * es},
+        {AXIS_DENSE, z, 1},
+        {AXIS_DENSE_REPLICA, world / z, z},
+        {AXIS_VOCABULARY, p, 1},
+        {AXIS_VOCABULARY_REPLICA, world / p, p},
     };
     assert_int_equal(COUNT(rows), AXIS_COUNT);
     for (size_t i = 0; i < COUNT(rows); i++) {
@@ -88,7 +103,8 @@ static void check_mixture(int world, int z, int p, int u, int ring, int ep, int 
         }
 }
 
-/* Dense and vocabulary groups are chosen alike, so that their divisors go together; as do the pairs (D_u, D_r) and (E_p, E_s). */
+/* Dense and vocabulary groups are chosen alike, so that their divisors go together; as do the pairs (D_u, D_r) and
+ * (E_p, E_s). */
 static void groups_partition_the_ranks_for_every_mixture_of_up_to_12(void **state) {
     (void)state;
     for (int world = 1; world <= 12; world++)
@@ -103,8 +119,8 @@ static void groups_partition_the_ranks_for_every_mixture_of_up_to_12(void **stat
 
 static void the_printed_mesh_is_this_text(void **state) {
     (void)state;
-    static const char *const sets[] = {"mixture.dense=4", "mixture.vocabulary=2", "mixture.ulysses=2", "mixture.ring=2",
-                                       "mixture.expert=4", "mixture.expert_shard=2"};
+    static const char *const sets[] = {"mixture.dense=4", "mixture.vocabulary=2", "mixture.ulysses=2",
+                                       "mixture.ring=2",  "mixture.expert=4",     "mixture.expert_shard=2"};
     static const char expected[] = "world               {0 1 2 3 4 5 6 7}\n"
                                    "sequence            {0 1 2 3} {4 5 6 7}\n"
                                    "ulysses             {0 1} {2 3} {4 5} {6 7}\n"
@@ -170,6 +186,7 @@ struct Peers {
     Device *device[8];
     Comm comm[8];
     Error error[8];
+    Memory memory[8]; /* freed when all have returned: others may read what a rank has handed to its network stream */
     PeerBody body;
     void *context;
 };
@@ -178,7 +195,8 @@ static void peer_main(void *context, int rank) {
     Peers *p = context;
     Error *e = &p->error[rank];
     Mesh mesh;
-    bool ok = mesh_plan(&mesh, &p->config, p->world, rank, e) && comm_open(&p->comm[rank], &mesh, p->wire[rank], p->device[rank], e);
+    bool ok = mesh_plan(&mesh, &p->config, p->world, rank, e) &&
+              comm_open(&p->comm[rank], &mesh, p->wire[rank], p->device[rank], e);
     if (!ok || !p->body(p, rank, e)) p->wire[rank]->poison(p->wire[rank], e);
 }
 
@@ -196,6 +214,8 @@ static void peers_try(Peers *p, PeerBody body, void *context) {
     for (int r = 0; r < p->world; r++) event_wait(event_record(&p->device[r]->stream[STREAM_NETWORK]));
     for (int r = 0; r < p->world; r++) comm_close(&p->comm[r]);
     for (int r = 0; r < p->world; r++) device_close(p->device[r]);
+    for (int r = 0; r < p->world; r++) memory_check(&p->memory[r], "a collective");
+    for (int r = 0; r < p->world; r++) memory_free(&p->memory[r]);
     for (int r = 0; r < p->world; r++) p->wire[r]->close(p->wire[r]);
     config_close(&p->config);
 }
@@ -203,7 +223,8 @@ static void peers_try(Peers *p, PeerBody body, void *context) {
 static void peers_run(Peers p, PeerBody body, void *context) {
     peers_try(&p, body, context);
     for (int r = 0; r < p.world; r++)
-        if (p.error[r].code != EXIT_DONE && p.error[r].code != EXIT_PEER) fail_msg("rank %d of %d: %s", r, p.world, p.error[r].text);
+        if (p.error[r].code != EXIT_DONE && p.error[r].code != EXIT_PEER)
+            fail_msg("rank %d of %d: %s", r, p.world, p.error[r].text);
     for (int r = 0; r < p.world; r++)
         if (p.error[r].code != EXIT_DONE) fail_msg("rank %d of %d: %s", r, p.world, p.error[r].text);
 }
@@ -270,7 +291,8 @@ static void open_try(Try *t, Memory *memory) {
         t->out = memory_tensor(memory, c->type, DIM(out, WIDTH));
     } else {
         t->in = memory_tensor(memory, c->type, DIM(in));
-        t->out = c->collective == ALL_REDUCE || c->collective == BROADCAST ? t->in : memory_tensor(memory, c->type, DIM(out));
+        t->out = c->collective == ALL_REDUCE || c->collective == BROADCAST ? t->in
+                                                                           : memory_tensor(memory, c->type, DIM(out));
         if (c->in_place && c->collective == ALL_GATHER) t->in = tensor_rows(t->out, a->index * c->count, c->count);
         if (c->collective == BARRIER) t->out = tensor_rows(t->in, 0, 0);
         if (c->in_place && c->collective == REDUCE_SCATTER) t->out = tensor_rows(t->in, a->index * c->count, c->count);
@@ -301,7 +323,8 @@ static double expected_at(const Try *t, int64_t i) {
     if (c->collective == BROADCAST) return brought(member(a, c->root % a->size), i, c->type);
     int from = 0;
     for (; i >= t->out_rows[from] * WIDTH; from++) i -= t->out_rows[from] * WIDTH;
-    for (int j = 0; j < a->index; j++) i += rows_between(c, from, j) * WIDTH; /* behind what he has for members before this one */
+    for (int j = 0; j < a->index; j++)
+        i += rows_between(c, from, j) * WIDTH; /* behind what he has for members before this one */
     return brought(member(a, from), i, c->type);
 }
 
@@ -310,8 +333,9 @@ static bool check_try(const Try *t, Error *e) {
     for (int64_t i = 0; i < tensor_count(t->out); i++) {
         double got = tensor_get(t->out, i), expected = expected_at(t, i);
         if (memcmp(&got, &expected, sizeof got) != 0)
-            return (fail)(e, EXIT_DATA, "%s of %lld %s over %s: [%lld] is %.17g, expected %.17g", collective_name(c->collective), (long long)c->count,
-                        type_name(c->type), axis_name(c->axis), (long long)i, got, expected);
+            return (fail)(e, EXIT_DATA, "%s of %lld %s over %s: [%lld] is %.17g, expected %.17g",
+                          collective_name(c->collective), (long long)c->count, type_name(c->type), axis_name(c->axis),
+                          (long long)i, got, expected);
     }
     return true;
 }
@@ -343,9 +367,11 @@ static bool check_traffic(const Device *d, const TrafficCount expected[AXIS_COUN
         for (int c = 0; c < COLLECTIVE_COUNT; c++) {
             const TrafficCount *x = &expected[a][c], *g = &d->meter.traffic[a][c];
             if (g->calls != x->calls || g->sent != x->sent || g->received != x->received)
-                return (fail)(e, EXIT_DATA, "%s over %s: %lld calls, %lld bytes sent, %lld received; expected %lld, %lld, %lld",
-                            collective_name((Collective)c), axis_name((AxisName)a), (long long)g->calls, (long long)g->sent, (long long)g->received,
-                            (long long)x->calls, (long long)x->sent, (long long)x->received);
+                return (fail)(e, EXIT_DATA,
+                              "%s over %s: %lld calls, %lld bytes sent, %lld received; expected %lld, %lld, %lld",
+                              collective_name((Collective)c), axis_name((AxisName)a), (long long)g->calls,
+                              (long long)g->sent, (long long)g->received, (long long)x->calls, (long long)x->sent,
+                              (long long)x->received);
         }
     return true;
 }
@@ -360,14 +386,15 @@ static bool try_cases(Peers *p, int rank, Error *e) {
     const Cases *all = p->context;
     Try *tries = calloc(all->count, sizeof *tries);
     TrafficCount expected[AXIS_COUNT][COLLECTIVE_COUNT] = {0};
-    Memory memory = {0};
+    Memory *memory = &p->memory[rank];
     MUST(tries);
     for (size_t i = 0; i < all->count; i++) {
         const Case *c = &all->cases[i];
         tries[i] = (Try){.c = c, .group = &p->comm[rank].group[c->axis]};
-        open_try(&tries[i], &memory);
+        open_try(&tries[i], memory);
         TrafficCount x = expected_traffic(&tries[i]), *sum = &expected[c->axis][c->collective];
-        *sum = (TrafficCount){.calls = sum->calls + 1, .sent = sum->sent + x.sent, .received = sum->received + x.received};
+        *sum =
+            (TrafficCount){.calls = sum->calls + 1, .sent = sum->sent + x.sent, .received = sum->received + x.received};
     }
     Stream *network = &p->device[rank]->stream[STREAM_NETWORK];
     for (size_t i = 0; i < all->count; i++) start_try(&tries[i], network);
@@ -376,8 +403,6 @@ static bool try_cases(Peers *p, int rank, Error *e) {
     bool ok = failed ? (fail)(e, failed->code, "%s", failed->text) : true;
     for (size_t i = 0; ok && i < all->count; i++) ok = check_try(&tries[i], e);
     ok = ok && check_traffic(p->device[rank], (const TrafficCount(*)[COLLECTIVE_COUNT])expected, e);
-    memory_check(&memory, "a collective");
-    memory_free(&memory);
     free(tries);
     return ok;
 }
@@ -392,10 +417,12 @@ static void try_everything(Peers p, AxisName axis) {
         Type type;
         bool in_place;
     } rows[] = {
-        {ALL_GATHER, FP32, false}, {ALL_GATHER, INT32, true}, {ALL_GATHER, INT64, false}, {ALL_GATHER, BF16, false}, {ALL_GATHER, BYTE, true},
-        {REDUCE_SCATTER, FP32, false}, {REDUCE_SCATTER, FP64, true}, {REDUCE_SCATTER, INT64, false}, {REDUCE_SCATTER, FP32, true},
-        {ALL_REDUCE, FP32, true}, {ALL_REDUCE, FP64, true}, {ALL_REDUCE, INT64, true},
-        {ALL_TO_ALL, FP32, false}, {ALL_TO_ALL, FP64, false}, {ALL_TO_ALL, BF16, false}, {BROADCAST, FP32, true}, {BROADCAST, INT64, true},
+        {ALL_GATHER, FP32, false},    {ALL_GATHER, INT32, true},      {ALL_GATHER, INT64, false},
+        {ALL_GATHER, BF16, false},    {ALL_GATHER, BYTE, true},       {REDUCE_SCATTER, FP32, false},
+        {REDUCE_SCATTER, FP64, true}, {REDUCE_SCATTER, INT64, false}, {REDUCE_SCATTER, FP32, true},
+        {ALL_REDUCE, FP32, true},     {ALL_REDUCE, FP64, true},       {ALL_REDUCE, INT64, true},
+        {ALL_TO_ALL, FP32, false},    {ALL_TO_ALL, FP64, false},      {ALL_TO_ALL, BF16, false},
+        {BROADCAST, FP32, true},      {BROADCAST, INT64, true},
     };
     Case cases[COUNT(rows) * (COUNT(counts) + 1)];
     size_t n = 0;
@@ -421,9 +448,12 @@ static void collectives_equal_their_definitions_in_strided_groups(void **state) 
 static void collectives_larger_than_a_round_of_staging_equal_their_definitions(void **state) {
     (void)state;
     static const Case cases[] = {
-        {REDUCE_SCATTER, AXIS_WORLD, FP32, BEYOND_A_ROUND, true, 0}, {REDUCE_SCATTER, AXIS_WORLD, FP64, BEYOND_A_ROUND, false, 0},
-        {ALL_REDUCE, AXIS_WORLD, FP32, 3 * BEYOND_A_ROUND + 1, true, 0}, {ALL_REDUCE, AXIS_WORLD, INT64, 2 * BEYOND_A_ROUND, true, 0},
-        {ALL_GATHER, AXIS_WORLD, FP32, BEYOND_A_ROUND, true, 0}, {ALL_TO_ALL, AXIS_WORLD, FP32, BEYOND_A_ROUND / 2, false, 0},
+        {REDUCE_SCATTER, AXIS_WORLD, FP32, BEYOND_A_ROUND, true, 0},
+        {REDUCE_SCATTER, AXIS_WORLD, FP64, BEYOND_A_ROUND, false, 0},
+        {ALL_REDUCE, AXIS_WORLD, FP32, 3 * BEYOND_A_ROUND + 1, true, 0},
+        {ALL_REDUCE, AXIS_WORLD, INT64, 2 * BEYOND_A_ROUND, true, 0},
+        {ALL_GATHER, AXIS_WORLD, FP32, BEYOND_A_ROUND, true, 0},
+        {ALL_TO_ALL, AXIS_WORLD, FP32, BEYOND_A_ROUND / 2, false, 0},
         {BROADCAST, AXIS_WORLD, FP64, BEYOND_A_ROUND, true, 2},
     };
     peers_run((Peers){.world = 3}, try_cases, &(Cases){cases, COUNT(cases)});
@@ -437,7 +467,12 @@ static void late_wires_and_mixed_groups_give_the_same_bits(void **state) {
     static const Collective kinds[] = {ALL_REDUCE, ALL_TO_ALL, ALL_GATHER, REDUCE_SCATTER, BROADCAST};
     Case cases[50];
     for (size_t i = 0; i < COUNT(cases); i++)
-        cases[i] = (Case){kinds[i % 5], axes[i * 7 / 5 % 5], i % 3 ? FP32 : FP64, counts[i * 3 % COUNT(counts)] * (int64_t)(1 + i % 4), false, (int)i};
+        cases[i] = (Case){kinds[i % 5],
+                          axes[i * 7 / 5 % 5],
+                          i % 3 ? FP32 : FP64,
+                          counts[i * 3 % COUNT(counts)] * (int64_t)(1 + i % 4),
+                          false,
+                          (int)i};
     const Peers peers = {.world = 8, .sets = {"mixture.expert=2", "mixture.dense=4"}};
     Peers late = peers;
     late.late = true;
@@ -465,7 +500,8 @@ static bool pass_barriers(Peers *p, int rank, Error *e) {
         atomic_fetch_add(&came[i], 1);
         barrier(&p->comm[rank].group[AXIS_WORLD], network);
         event_wait(event_record(network));
-        if (atomic_load(&came[i]) != p->world) return (fail)(e, EXIT_DATA, "passed barrier %d, to which %d ranks had come", i, came[i]);
+        if (atomic_load(&came[i]) != p->world)
+            return (fail)(e, EXIT_DATA, "passed barrier %d, to which %d ranks had come", i, came[i]);
     }
     return true;
 }
@@ -488,14 +524,17 @@ static bool agree_on(Peers *p, int rank, Error *e) {
         if (complaints[r]) first = complaints[r];
     bool agreed = host_agree(&p->comm[rank], !complaints[rank], &mine);
     if (agreed != !first) return (fail)(e, EXIT_DATA, "agreed: %d", agreed);
-    if (first && (mine.code != EXIT_IO || strcmp(mine.text, first) != 0)) return (fail)(e, EXIT_DATA, "was told \"%s\"", mine.text);
+    if (first && (mine.code != EXIT_IO || strcmp(mine.text, first) != 0))
+        return (fail)(e, EXIT_DATA, "was told \"%s\"", mine.text);
     return true;
 }
 
 static void ranks_agree_only_when_all_do_and_else_all_learn_the_first_reason(void **state) {
     (void)state;
     static const char *const nobody[4] = {NULL}, *const one[4] = {NULL, NULL, "disk full", NULL};
-    static const char *const several[4] = {NULL, "no such file", "disk full", "read-only"}, *const first[4] = {"quota", NULL, NULL, NULL};
+    static const char *const several[4] = {NULL, "no such file", "disk full", "read-only"}, *const first[4] = {
+                                                                                                "quota", NULL, NULL,
+                                                                                                NULL};
     const char *const *rows[] = {nobody, one, several, first};
     for (size_t i = 0; i < COUNT(rows); i++) peers_run((Peers){.world = 4}, agree_on, (void *)(uintptr_t)rows[i]);
 }
@@ -524,20 +563,15 @@ static void nap(double seconds) {
 
 /* Collectives of groups with and without the failing rank, until one fails. */
 static bool talk_for_ever(Peers *p, int rank, Error *e) {
-    Memory memory = {0};
-    Tensor t = memory_tensor(&memory, FP32, DIM(1000));
+    Tensor t = memory_tensor(&p->memory[rank], FP32, DIM(1000));
     fill_value(t, 0);
     Stream *network = &p->device[rank]->stream[STREAM_NETWORK];
     for (int i = 0; !device_failed(p->device[rank]); i++) {
-        if (rank == FAILING && i == 20) {
-            memory_free(&memory);
-            return (fail)(e, EXIT_IO, "disk full; step 20; free some space");
-        }
+        if (rank == FAILING && i == 20) return (fail)(e, EXIT_IO, "disk full; step 20; free some space");
         all_reduce(&p->comm[rank].group[AXIS_EXPERT], network, t);
         all_reduce(&p->comm[rank].group[AXIS_WORLD], network, t);
         event_wait(event_record(network));
     }
-    memory_free(&memory);
     return (fail)(e, device_failed(p->device[rank])->code, "%s", device_failed(p->device[rank])->text);
 }
 
@@ -552,6 +586,41 @@ static void when_a_rank_fails_all_others_return_within_5_seconds_with_its_reason
             assert_int_equal(p.error[r].code, r == FAILING ? EXIT_IO : EXIT_PEER);
             assert_string_equal(p.error[r].text, "disk full; step 20; free some space");
         }
+    }
+}
+
+typedef struct {
+    double delay;
+    int64_t exchanges[2];
+} Cut;
+
+/* Ranks 0 and 1 exchange until rank 3, of another group, poisons the wire. */
+static bool exchange_until_cut(Peers *p, int rank, Error *e) {
+    Cut *cut = p->context;
+    if (rank == 2) return true;
+    if (rank == 3) {
+        nap(cut->delay);
+        return (fail)(e, EXIT_IO, "cut");
+    }
+    const Axis *a = &p->comm[rank].group[AXIS_EXPERT].axis;
+    for (;; cut->exchanges[rank]++) {
+        int64_t mine = cut->exchanges[rank], got[2] = {-1, -1};
+        const Parcel parcels[2] = {{&mine, &got[0], sizeof mine, sizeof mine},
+                                   {&mine, &got[1], sizeof mine, sizeof mine}};
+        if (!p->wire[rank]->exchange(p->wire[rank], a, parcels, e)) return false;
+        if (got[0] != mine || got[1] != mine)
+            return (fail)(e, EXIT_DATA, "got %lld and %lld", (long long)got[0], (long long)got[1]);
+    }
+}
+
+static void an_exchange_happens_for_all_its_members_or_for_none(void **state) {
+    (void)state;
+    for (int i = 0; i < 150; i++) {
+        Peers p = {.world = 4, .sets = {"mixture.expert=2"}};
+        Cut cut = {.delay = 2e-5 * i};
+        peers_try(&p, exchange_until_cut, &cut);
+        for (int rank = 0; rank < 2; rank++) assert_int_equal(p.error[rank].code, EXIT_PEER);
+        assert_int_equal(cut.exchanges[0], cut.exchanges[1]);
     }
 }
 
@@ -593,8 +662,11 @@ static void a_rank_that_fails_between_steps_ends_the_training_of_all(void **stat
     char *documents = random_documents(20, 30, 67, 1);
     static const char *const devices[] = {"device=cpu", "device=cpu:late"};
     for (size_t i = 0; i < COUNT(devices); i++) {
-        Ranks *r = ranks_open((RanksSetup){.world = 4, .spec = "tests/fixtures/olmoe/config.json", .documents = documents,
-                                           .sets = {devices[i], "mixture.dense=2", "mixture.expert=4", "train.sequences=4", "train.sequence_length=16"}});
+        Ranks *r = ranks_open((RanksSetup){.world = 4,
+                                           .spec = "tests/fixtures/olmoe/config.json",
+                                           .documents = documents,
+                                           .sets = {devices[i], "mixture.dense=2", "mixture.expert=4",
+                                                    "train.sequences=4", "train.sequence_length=16"}});
         double start = seconds_now();
         assert_false(ranks_try(r, train_until_one_fails, NULL));
         assert_true(seconds_now() - start < 5);
@@ -621,6 +693,7 @@ int main(void) {
         cmocka_unit_test(ranks_agree_only_when_all_do_and_else_all_learn_the_first_reason),
         cmocka_unit_test(host_messages_arrive_in_rank_order),
         cmocka_unit_test(when_a_rank_fails_all_others_return_within_5_seconds_with_its_reason),
+        cmocka_unit_test(an_exchange_happens_for_all_its_members_or_for_none),
         cmocka_unit_test(a_rank_that_never_comes_is_a_timeout_that_says_so),
         cmocka_unit_test(a_rank_that_fails_between_steps_ends_the_training_of_all),
     };

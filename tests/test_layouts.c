@@ -1,6 +1,7 @@
-/* Layouts agree: whatever the ranks, the groups and the micro-batches, the numbers are those of one rank; and what only moves work or
- * memory to another place or time changes no bit. The models are those of tests/fixtures, with weights far enough from their usual
- * start that every part matters; clipping and both auxiliary losses are on, documents are packed and cut, sizes divide by nothing. */
+/* Layouts agree: whatever the ranks, the groups and the micro-batches, the numbers are those of one rank; and what
+ * only moves work or memory to another place or time changes no bit. The models are those of tests/fixtures, with
+ * weights far enough from their usual start that every part matters; clipping and both auxiliary losses are on,
+ * documents are packed and cut, sizes divide by nothing. */
 #include "ranks.h"
 
 #include "base/random.h"
@@ -53,7 +54,8 @@ static double draw(const char *name, int64_t i) {
 static void strengthen(Collection *weights) {
     for (int64_t i = 0; i < weights->count; i++) {
         NamedTensor *t = &weights->tensor[i];
-        for (int64_t j = 0; j < t->count; j++) t->value[j] = t->dims == 1 ? 1 + 0.3 * draw(t->name, j) : t->value[j] * 6;
+        for (int64_t j = 0; j < t->count; j++)
+            t->value[j] = t->dims == 1 ? 1 + 0.3 * draw(t->name, j) : t->value[j] * 6;
     }
 }
 
@@ -67,9 +69,9 @@ static Ranks *open_trial(const char *family, Layout l, const Trial *trial) {
         .world = l.world,
         .spec = trial->spec ? trial->spec : path,
         .documents = trial->documents ? trial->documents : documents,
-        .sets = {"compute.type=fp64", "train.sequence_length=24", "train.sequences=5", "loss.balance=0.02", "loss.router_z=0.003",
-                 "loss.chunk=20", "optimizer.clip=0.3", "optimizer.learning_rate=3e-3", "optimizer.weight_decay=0.1", ranks[0], ranks[1],
-                 ranks[2]},
+        .sets = {"compute.type=fp64", "train.sequence_length=24", "train.sequences=5", "loss.balance=0.02",
+                 "loss.router_z=0.003", "loss.chunk=20", "optimizer.clip=0.3", "optimizer.learning_rate=3e-3",
+                 "optimizer.weight_decay=0.1", ranks[0], ranks[1], ranks[2]},
     };
     int n = 0;
     while (setup.sets[n]) n++;
@@ -102,8 +104,8 @@ static Outcome train_trial(const char *family, Layout l, const Trial *trial) {
 
 static void assert_near(const char *what, const char *number, double got, double expected, double bound) {
     if (!(fabs(got - expected) <= bound * fabs(expected)))
-        fail_msg("%s: %s is %.17g, expected %.17g; off by %.3g, allowed %.3g", what, number, got, expected, fabs(got - expected) / fabs(expected),
-                 bound);
+        fail_msg("%s: %s is %.17g, expected %.17g; off by %.3g, allowed %.3g", what, number, got, expected,
+                 fabs(got - expected) / fabs(expected), bound);
 }
 
 static void assert_outcomes_close(const char *what, const Outcome *got, const Outcome *expected, double bound) {
@@ -121,8 +123,10 @@ static void assert_outcomes_close(const char *what, const Outcome *got, const Ou
     const struct {
         const char *name;
         const Collection *got, *expected;
-    } rows[] = {{"gradients of step 1", &got->gradient, &expected->gradient}, {"weights", &got->master, &expected->master},
-                {"first moments", &got->m, &expected->m}, {"second moments", &got->v, &expected->v}};
+    } rows[] = {{"gradients of step 1", &got->gradient, &expected->gradient},
+                {"weights", &got->master, &expected->master},
+                {"first moments", &got->m, &expected->m},
+                {"second moments", &got->v, &expected->v}};
     for (size_t i = 0; i < COUNT(rows); i++) {
         snprintf(text, sizeof text, "%s, %s", what, rows[i].name);
         assert_collections_close(text, rows[i].got, rows[i].expected, bound);
@@ -131,7 +135,8 @@ static void assert_outcomes_close(const char *what, const Outcome *got, const Ou
 
 static void assert_agrees(const char *family, Layout l, const Trial *trial, const Outcome *expected, double bound) {
     char what[100];
-    snprintf(what, sizeof what, "%s, ranks %d, Z %d, E_p %d, micro-batches %d", family, l.world, l.dense, l.expert, l.micro);
+    snprintf(what, sizeof what, "%s, ranks %d, Z %d, E_p %d, micro-batches %d", family, l.world, l.dense, l.expert,
+             l.micro);
     Outcome o = train_trial(family, l, trial);
     assert_outcomes_close(what, &o, expected, bound);
     outcome_free(&o);
@@ -139,7 +144,8 @@ static void assert_agrees(const char *family, Layout l, const Trial *trial, cons
 
 static const Layout alone = {1, 1, 1, 1};
 
-/* Every Z and E_p of these worlds, micro-batches taking turns so that each divisor pair meets every count in some family. */
+/* Every Z and E_p of these worlds, micro-batches taking turns so that each divisor pair meets every count in some
+ * family. */
 static void every_dense_and_expert_group_of_1_to_8_ranks_equals_one_rank(void **state) {
     (void)state;
     static const int worlds[] = {1, 2, 3, 4, 6, 8};
@@ -152,7 +158,8 @@ static void every_dense_and_expert_group_of_1_to_8_ranks_equals_one_rank(void **
             for (int z = 1; z <= worlds[i]; z++)
                 for (int ep = 1; ep <= worlds[i]; ep++)
                     if (worlds[i] % z == 0 && worlds[i] % ep == 0)
-                        assert_agrees(families[f], (Layout){worlds[i], z, ep, 1 + turn++ % 3}, &trial, &expected, 1e-12);
+                        assert_agrees(families[f], (Layout){worlds[i], z, ep, 1 + turn++ % 3}, &trial, &expected,
+                                      1e-12);
         outcome_free(&expected);
     }
 }
@@ -167,11 +174,11 @@ static void recomputed_activations_equal_one_rank(void **state) {
     }
 }
 
-/* One sequence on 8 ranks: seven have none, and take part in everything. */
+/* Two sequences on 8 ranks: six have none, and take part in everything. */
 static void ranks_without_sequences_equal_one_rank(void **state) {
     (void)state;
-    const Trial trial = {.options = {"train.sequences=1"}};
-    static const Layout layouts[] = {{8, 8, 8, 1}, {8, 4, 2, 3}, {3, 3, 3, 2}, {3, 1, 1, 1}};
+    const Trial trial = {.options = {"train.sequences=2"}};
+    static const Layout layouts[] = {{8, 8, 8, 1}, {8, 4, 2, 2}, {3, 3, 3, 2}, {3, 1, 1, 1}};
     for (size_t f = 0; f < COUNT(families); f++) {
         Outcome expected = train_trial(families[f], alone, &trial);
         for (size_t i = 0; i < COUNT(layouts); i++) assert_agrees(families[f], layouts[i], &trial, &expected, 1e-12);
@@ -193,20 +200,6 @@ static void layouts_agree_in_fp32(void **state) {
 
 /* ---- Extreme routing -------------------------------------------------------------------------- */
 
-/* Feature 0 of every hidden state is large and positive, so that column 0 of the router decides alone. */
-static void decide_by_feature_0(Ranks *r, Collection *weights, double (*wish)(int64_t expert, int64_t experts)) {
-    for (int64_t i = 0; i < weights->count; i++) {
-        NamedTensor *t = &weights->tensor[i];
-        int64_t columns = t->dims == 2 ? t->dim[1] : 0;
-        bool embedding = strstr(t->name, "embed_tokens"), router = strstr(t->name, "mlp.gate.weight") || strstr(t->name, "moe.gate.weight");
-        bool adds = strstr(t->name, "o_proj") || strstr(t->name, "down_proj") || strstr(t->name, "w2");
-        if (t->dims == 1 && !strstr(t->name, "q_norm") && !strstr(t->name, "k_norm")) t->value[0] = 1;
-        for (int64_t j = 0; embedding && j < t->dim[0]; j++) t->value[j * columns] = 20;
-        for (int64_t j = 0; adds && j < columns; j++) t->value[j] = 0;
-        for (int64_t e = 0; router && e < t->dim[0]; e++) t->value[e * columns] = wish(e, r->spec.experts);
-    }
-}
-
 /* What decides alone has gradients that cancel to rounding noise, and AdamW divides noise by at least epsilon. */
 static const char calm[] = "optimizer.epsilon=1e-4";
 
@@ -225,15 +218,15 @@ static double wish_not_second(int64_t expert, int64_t experts) {
 }
 
 static void to_the_last_experts(Ranks *r, Collection *weights) {
-    decide_by_feature_0(r, weights, wish_last);
+    collection_steer(weights, r->spec.experts, wish_last);
 }
 
 static void to_the_first_experts(Ranks *r, Collection *weights) {
-    decide_by_feature_0(r, weights, wish_first);
+    collection_steer(weights, r->spec.experts, wish_first);
 }
 
 static void never_to_the_second_expert(Ranks *r, Collection *weights) {
-    decide_by_feature_0(r, weights, wish_not_second);
+    collection_steer(weights, r->spec.experts, wish_not_second);
 }
 
 static void assert_zero_gradient(const Collection *gradient, const char *part) {
@@ -243,7 +236,8 @@ static void assert_zero_gradient(const Collection *gradient, const char *part) {
         if (!strstr(t->name, part)) continue;
         found++;
         for (int64_t j = 0; j < t->count; j++)
-            if (t->value[j] != 0) fail_msg("%s[%lld] has gradient %g, expected exactly 0", t->name, (long long)j, t->value[j]);
+            if (t->value[j] != 0)
+                fail_msg("%s[%lld] has gradient %g, expected exactly 0", t->name, (long long)j, t->value[j]);
     }
     assert_true(found > 0);
 }
@@ -252,7 +246,8 @@ static void assert_zero_gradient(const Collection *gradient, const char *part) {
 static void all_tokens_to_the_same_experts_equal_one_rank(void **state) {
     (void)state;
     static const Layout layouts[] = {{8, 8, 8, 1}, {4, 2, 2, 2}, {3, 3, 3, 1}, {6, 1, 6, 3}};
-    const Trial trials[] = {{.rig = to_the_last_experts, .options = {calm}}, {.rig = to_the_first_experts, .options = {calm}}};
+    const Trial trials[] = {{.rig = to_the_last_experts, .options = {calm}},
+                            {.rig = to_the_first_experts, .options = {calm}}};
     for (size_t f = 0; f < COUNT(families); f++)
         for (size_t t = 0; t < COUNT(trials); t++) {
             Outcome expected = train_trial(families[f], alone, &trials[t]);
@@ -261,7 +256,8 @@ static void all_tokens_to_the_same_experts_equal_one_rank(void **state) {
             ranks_close(r);
             for (int i = 0; i < STEPS; i++) assert_true(expected.step[i].load == most);
             assert_zero_gradient(&expected.gradient, t == 0 ? "experts.0." : "experts.5.");
-            for (size_t i = 0; i < COUNT(layouts); i++) assert_agrees(families[f], layouts[i], &trials[t], &expected, 1e-12);
+            for (size_t i = 0; i < COUNT(layouts); i++)
+                assert_agrees(families[f], layouts[i], &trials[t], &expected, 1e-12);
             outcome_free(&expected);
         }
 }
@@ -301,7 +297,8 @@ enum { LAYOUTS = COUNT(relocated), TYPES = COUNT(types) };
 typedef Outcome Usual[LAYOUTS][TYPES];
 
 static Outcome train_relocated(size_t layout, size_t type, const char *option) {
-    const Trial trial = {.spec = "examples/tiny.json", .options = {types[type], "train.sequence_length=64", "loss.chunk=48", option}};
+    const Trial trial = {.spec = "examples/tiny.json",
+                         .options = {types[type], "train.sequence_length=64", "loss.chunk=48", option}};
     return train_trial("", relocated[layout], &trial);
 }
 
@@ -372,7 +369,8 @@ static bool bad_exchange(Wire *w, const Axis *axis, const Parcel *parcels, Error
 
 static const Layout own_experts = {4, 2, 4, 2};
 
-/* Trains step 0, then step 1 with a NaN in the last element of rank 2's experts of the layer whose gradient comes first. */
+/* Trains step 0, then step 1 with a NaN in the last element of rank 2's experts of the layer whose gradient comes
+ * first. */
 static Ranks *train_into_a_bad_step(BadWire *bad, const char *update, StepResult *out) {
     const Trial trial = {.options = {"compute.type=fp32", update}};
     Ranks *r = open_trial("olmoe", own_experts, &trial);
@@ -440,7 +438,8 @@ static void a_bad_step_among_deferred_updates_is_the_same_as_among_blocking_ones
 /* What a NaN in a weight does to routing and sums must stay in bounds and be noticed, whatever it reaches. */
 static void a_nan_weight_makes_a_bad_step_on_every_rank(void **state) {
     (void)state;
-    static const char *const names[] = {"model.embed_tokens.weight", "model.layers.0.mlp.gate.weight", "model.layers.1.self_attn.k_proj.weight",
+    static const char *const names[] = {"model.embed_tokens.weight", "model.layers.0.mlp.gate.weight",
+                                        "model.layers.1.self_attn.k_proj.weight",
                                         "model.layers.1.mlp.experts.3.up_proj.weight", "lm_head.weight"};
     static const char *const own_types[] = {"compute.type=fp32", "compute.type=bf16", "compute.type=fp64"};
     for (size_t n = 0; n < COUNT(names); n++)
@@ -469,11 +468,14 @@ static void a_nan_weight_makes_a_bad_step_on_every_rank(void **state) {
 /* Four pieces, of which one is trained: an epoch of four steps has three without a target. */
 static void a_batch_without_trained_tokens_has_loss_0_and_gradient_0(void **state) {
     (void)state;
-    static const char documents[] = "{\"input_ids\": [3, 4, 5, 6, 7, 8, 9, 10], \"labels\": [3, -100, -100, -100, -100, -100, -100, -100]}\n"
-                                    "{\"input_ids\": [1]}\n{\"input_ids\": [2]}\n{\"input_ids\": [9, 10], \"labels\": [9, -100]}\n"
-                                    "{\"input_ids\": [11, 12, 13, 14]}\n";
-    const Trial trial = {.documents = documents, .options = {"train.sequence_length=4", "train.sequences=1", "loss.balance=0", "loss.router_z=0"}};
-    static const Layout layouts[] = {{1, 1, 1, 1}, {4, 2, 4, 2}};
+    static const char documents[] =
+        "{\"input_ids\": [3, 4, 5, 6, 7, 8, 9, 10], \"labels\": [3, -100, -100, -100, -100, -100, -100, -100]}\n"
+        "{\"input_ids\": [1]}\n{\"input_ids\": [2]}\n{\"input_ids\": [9, 10], \"labels\": [9, -100]}\n"
+        "{\"input_ids\": [11, 12, 13, 14]}\n";
+    const Trial trial = {
+        .documents = documents,
+        .options = {"train.sequence_length=4", "train.sequences=1", "loss.balance=0", "loss.router_z=0"}};
+    static const Layout layouts[] = {{1, 1, 1, 1}, {4, 2, 4, 1}};
     for (size_t f = 0; f < COUNT(families); f++)
         for (size_t l = 0; l < COUNT(layouts); l++) {
             Ranks *r = open_trial(families[f], layouts[l], &trial);
@@ -497,12 +499,18 @@ static void a_batch_without_trained_tokens_has_loss_0_and_gradient_0(void **stat
 static void untrained_documents_add_nothing_to_loss_and_gradient(void **state) {
     (void)state;
     static const char trained[] = "{\"input_ids\": [3, 14, 15, 9, 26, 53, 58, 9]}\n";
-    static const char both[] = "{\"input_ids\": [3, 14, 15, 9, 26, 53, 58, 9]}\n{\"input_ids\": [2, 7, 18, 28, 18, 28, 45, 9], "
-                               "\"labels\": [2, -100, -100, -100, -100, -100, -100, -100]}\n";
-    const Trial one = {.documents = trained, .options = {"train.sequence_length=8", "train.sequences=1", "loss.balance=0", "loss.router_z=0"}};
-    const Trial two = {.documents = both, .options = {"train.sequence_length=8", "train.sequences=2", "loss.balance=0", "loss.router_z=0"}};
+    static const char both[] =
+        "{\"input_ids\": [3, 14, 15, 9, 26, 53, 58, 9]}\n{\"input_ids\": [2, 7, 18, 28, 18, 28, 45, 9], "
+        "\"labels\": [2, -100, -100, -100, -100, -100, -100, -100]}\n";
+    const Trial one = {
+        .documents = trained,
+        .options = {"train.sequence_length=8", "train.sequences=1", "loss.balance=0", "loss.router_z=0"}};
+    const Trial two = {
+        .documents = both,
+        .options = {"train.sequence_length=8", "train.sequences=2", "loss.balance=0", "loss.router_z=0"}};
     for (size_t f = 0; f < COUNT(families); f++) {
-        Outcome expected = train_trial(families[f], alone, &one), got = train_trial(families[f], (Layout){2, 2, 2, 1}, &two);
+        Outcome expected = train_trial(families[f], alone, &one),
+                got = train_trial(families[f], (Layout){2, 2, 2, 1}, &two);
         assert_int_equal(expected.step[0].trained, 7);
         for (int i = 0; i < STEPS; i++) {
             assert_int_equal(got.step[i].trained, 7);

@@ -13,7 +13,7 @@ static const char *const schedules[] = {
     [SCHEDULE_CONSTANT] = "constant", [SCHEDULE_LINEAR] = "linear", [SCHEDULE_COSINE] = "cosine", NULL};
 static const char *const updates[] = {[UPDATE_DEFERRED] = "deferred", [UPDATE_BLOCKING] = "blocking", NULL};
 static const char *const activations[] = {[ACTIVATIONS_KEEP] = "keep", [ACTIVATIONS_RECOMPUTE] = "recompute", NULL};
-static const char *const devices[] = {"cpu", "cpu:plain", "cpu:late", "sim:NAME", NULL};
+static const char *const devices[] = {"cpu", "cpu:plain", "cpu:late", "sim:NAME", "sim:FILE.json", NULL};
 static const char *const routings[] = {"balanced", "worst", "replay:FILE", NULL};
 
 _Static_assert(sizeof(Type) == sizeof(int) && sizeof(Schedule) == sizeof(int) && sizeof(UpdateTime) == sizeof(int) &&
@@ -49,7 +49,7 @@ const Option options[] = {
      .help = "tokens of a packed sequence"},
     {"train.sequences", INTEGER(train_sequences, 1, MANY, "sequences"), .initial = "8", .fixed = true,
      .help = "sequences of a step, over all ranks"},
-    {"train.micro_batches", INTEGER(train_micro_batches, 1, MANY, ""), .initial = "1",
+    {"train.micro_batches", INTEGER(train_micro_batches, 1, 1024, ""), .initial = "1",
      .help = "parts a step's sequences are worked through in; more need less memory"},
     {"train.seed", INTEGER(train_seed, 0, MOST, ""), .initial = "1", .fixed = true,
      .help = "seed of random weights, of the data's order and of samples"},

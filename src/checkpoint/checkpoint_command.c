@@ -131,6 +131,7 @@ bool checkpoints_print(const char *run, FILE *f, Error *e) {
 
 static bool list(int argc, char **argv, Error *e) {
     if (argc != 1) return misused("list takes one run", e);
+    if (access(argv[0], F_OK) != 0) return fail(e, EXIT_DATA, "there is no run %s; give a run's directory", text_shown(argv[0]).text);
     return checkpoints_print(argv[0], stdout, e);
 }
 

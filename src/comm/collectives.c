@@ -61,7 +61,9 @@ static bool charge_traffic(Group *g, Stream *s, Collective c, int64_t sent, int6
     if (!d->sim) return true;
     if (g->axis.size == 1) return false;
     double start = g->wire->meet(g->wire, &g->axis, s->clock);
-    double seconds = d->machine->link_latency + (double)max64(sent, received) / d->machine->link_bandwidth;
+    int last = g->axis.first + (g->axis.size - 1) * g->axis.stride;
+    const Link *link = machine_link(&d->machine, d->threads, g->axis.first, last);
+    double seconds = link->latency_s + (double)max64(sent, received) / link->bytes_per_s;
     s->clock = start + seconds;
     t->seconds += seconds;
     return false;

@@ -36,6 +36,7 @@ bool wire_threads_open(Wire **wires, int world, double timeout, bool late, Error
 /* The ranks of this mpirun. wire_mpi_world: how many, without starting MPI; 0 when not under mpirun. */
 int wire_mpi_world(void);
 int wire_mpi_rank(void);
+int wire_mpi_local(void); /* how many of them on this machine */
 Wire *wire_mpi_open(double timeout, Error *e);
 bool wire_mpi_built(void);
 

@@ -23,6 +23,11 @@ int wire_mpi_rank(void) {
     return launcher_number("OMPI_COMM_WORLD_RANK", 0);
 }
 
+int wire_mpi_local(void) {
+    int n = launcher_number("OMPI_COMM_WORLD_LOCAL_SIZE", 1);
+    return n > 0 ? n : 1;
+}
+
 #ifndef MOP_MPI
 
 bool wire_mpi_built(void) {

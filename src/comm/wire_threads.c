@@ -1,9 +1,14 @@
-/* The thread wire: ranks that are threads of one process. Members of an axis meet twice: to show each other their parcels, and,
- * after each has copied what is for it, to part; in between nobody's memory may change. Waiting sleeps, since ranks may
- * outnumber cores. */
+/* The thread wire: ranks that are threads of one process. Members of an axis meet twice: to show each other their
+ * parcels, and, after each has copied what is for it, to part; in between nobody's memory may change. Waiting
+ * sleeps, since ranks may outnumber cores.
+ *
+ * An exchange happens for all its members or for none: who gives up while waiting takes his arrival back, and once
+ * all have arrived nothing can keep them from copying and parting. So memory that was handed to an exchange is the
+ * caller's own again when it returns, failed or not. After the first failure no exchange begins. */
 #include "comm/comm.h"
 
 #include <errno.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,22 +50,36 @@ static bool hub_failed(Hub *h, Error *e) {
     return failed;
 }
 
-/* With the meeting's lock: until `count` has reached `target`. */
-static bool wait_for(End *end, Meeting *m, const uint64_t *count, uint64_t target, const Axis *axis, Error *e) {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += (time_t)(end->wire.timeout + 1);
-    while (*count < target) {
+/* On the clock of `moved`. */
+static struct timespec seconds_from_now(double seconds) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    double whole = floor(seconds);
+    t.tv_sec += (time_t)whole;
+    t.tv_nsec += (long)((seconds - whole) * 1e9);
+    t.tv_sec += t.tv_nsec / 1000000000;
+    t.tv_nsec %= 1000000000;
+    return t;
+}
+
+/* With the meeting's lock: until all have arrived. */
+static bool wait_for_all(End *end, Meeting *m, uint64_t target, const Axis *axis, Error *e) {
+    struct timespec until = seconds_from_now(end->wire.timeout);
+    while (m->arrived < target) {
         if (hub_failed(end->hub, e)) return false;
-        if (pthread_cond_timedwait(&m->moved, &m->lock, &until) != ETIMEDOUT || *count >= target) continue;
-        return fail(e, EXIT_PEER, "%llu of the %d ranks of the %s group did not come to a collective within %.0f s; rank %d waited; "
-                    "raise comm.timeout if they are only slow", (unsigned long long)(target - *count), axis->size,
+        if (pthread_cond_timedwait(&m->moved, &m->lock, &until) != ETIMEDOUT || m->arrived >= target) continue;
+        return fail(e, EXIT_PEER, "%llu of the %d ranks of the %s group did not come to a collective within %g s; rank %d waited; "
+                    "raise comm.timeout if they are only slow", (unsigned long long)(target - m->arrived), axis->size,
                     axis_name(axis->name), end->wire.timeout, end->wire.rank);
     }
     return true;
 }
 
+static void threads_poison(Wire *w, const Error *e);
+
+/* A rank that fails to meet ends the wire for all. */
 static bool arrive(End *end, Meeting *m, const Axis *axis, const Parcel *parcels, double clock, uint64_t target, Error *e) {
+    if (hub_failed(end->hub, e)) return false;
     pthread_mutex_lock(&m->lock);
     m->parcels[axis->index] = parcels;
     if (clock > m->clock) m->clock = clock;
@@ -70,18 +89,19 @@ static bool arrive(End *end, Meeting *m, const Axis *axis, const Parcel *parcels
         m->clock = 0;
         pthread_cond_broadcast(&m->moved);
     }
-    bool ok = wait_for(end, m, &m->arrived, target, axis, e);
+    bool ok = wait_for_all(end, m, target, axis, e);
+    if (!ok) m->arrived--;
     pthread_mutex_unlock(&m->lock);
+    if (!ok) threads_poison(&end->wire, e);
     return ok;
 }
 
-static bool depart(End *end, Meeting *m, const Axis *axis, uint64_t target, Error *e) {
+static void depart(Meeting *m, uint64_t target) {
     pthread_mutex_lock(&m->lock);
     m->departed++;
     if (m->departed == target) pthread_cond_broadcast(&m->moved);
-    bool ok = wait_for(end, m, &m->departed, target, axis, e);
+    while (m->departed < target) pthread_cond_wait(&m->moved, &m->lock);
     pthread_mutex_unlock(&m->lock);
-    return ok;
 }
 
 static void copy_parcels(Meeting *m, const Axis *axis, const Parcel *parcels) {
@@ -109,7 +129,8 @@ static bool threads_exchange(Wire *w, const Axis *axis, const Parcel *parcels, E
     if (!arrive(end, m, axis, parcels, 0, target, e)) return false;
     copy_parcels(m, axis, parcels);
     delay(end);
-    return depart(end, m, axis, target, e);
+    depart(m, target);
+    return true;
 }
 
 static double threads_meet(Wire *w, const Axis *axis, double clock) {
@@ -119,7 +140,7 @@ static double threads_meet(Wire *w, const Axis *axis, double clock) {
     Error e = {0};
     if (!arrive(end, m, axis, NULL, clock, target, &e)) return clock;
     double latest = m->latest; /* no later meeting begins before everybody has left this one */
-    depart(end, m, axis, target, &e);
+    depart(m, target);
     return latest;
 }
 
@@ -158,14 +179,18 @@ bool wire_threads_open(Wire **wires, int world, double timeout, bool late, Error
     if (!h) return fail(e, EXIT_MEMORY, "no memory for the wire between %d ranks", world);
     *h = (Hub){.world = world, .open = world, .late = late};
     pthread_mutex_init(&h->lock, NULL);
+    pthread_condattr_t monotonic; /* a clock that is set while ranks wait is no timeout */
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     h->meeting = calloc((size_t)AXIS_COUNT * (size_t)world, sizeof *h->meeting);
     MUST(h->meeting);
     for (int i = 0; i < AXIS_COUNT * world; i++) {
         pthread_mutex_init(&h->meeting[i].lock, NULL);
-        pthread_cond_init(&h->meeting[i].moved, NULL);
+        pthread_cond_init(&h->meeting[i].moved, &monotonic);
         h->meeting[i].parcels = calloc((size_t)world, sizeof *h->meeting[i].parcels);
         MUST(h->meeting[i].parcels);
     }
+    pthread_condattr_destroy(&monotonic);
     for (int r = 0; r < world; r++) {
         End *end = calloc(1, sizeof *end);
         MUST(end);

@@ -1,6 +1,6 @@
-/* Arenas: one reservation each, handed out as a stack. Memory is reserved, not touched: pages that the worst case never
- * reaches cost nothing. On sim device memory is addresses that no process has: code that reads device data faults at that line, and
- * a thousand ranks of a terabyte each are planned without asking the kernel for anything. */
+/* Arenas: one reservation each, handed out as a stack. Memory is reserved, not touched: pages that the worst case
+ * never reaches cost nothing. On sim device memory is addresses that no process has: code that reads device data
+ * faults at that line, and a thousand ranks of a terabyte each are planned without asking the kernel for anything. */
 #include "device/device.h"
 
 #include <string.h>
@@ -14,12 +14,14 @@ static size_t arenas_of(const Device *d) {
     return arenas;
 }
 
-/* Parallel streams at equal offsets modulo 2 MiB collide in the caches: arena i starts i * 5 KiB into its reservation. */
+/* Parallel streams at equal offsets modulo 2 MiB collide in the caches: arena i starts i * 5 KiB into its
+ * reservation. */
 static size_t stagger(const Device *d) {
     return arenas_of(d) * STAGGER % HUGE_PAGE;
 }
 
-/* Addresses from 2^54 on are beyond what x86-64 and arm64 give to a process. A device's arenas lie 2^50 bytes apart. */
+/* Addresses from 2^54 on are beyond what x86-64 and arm64 give to a process. A device's arenas lie 2^50 bytes
+ * apart. */
 static char *nobodys_address(const Device *d) {
     return (char *)((uintptr_t)1 << 54) + (arenas_of(d) << 50);
 }

@@ -16,10 +16,7 @@ static bool open_kind(Device *d, const char *name, Error *e) {
     bool late = strcmp(name, "cpu:late") == 0;
     if (strncmp(name, "sim:", 4) == 0) {
         d->sim = true;
-        d->machine = machine_find(name + 4);
-        if (!d->machine)
-            return fail(e, EXIT_USAGE, "device: no machine is named \"%s\"; `mop config explain device` lists them", name + 4);
-        return true;
+        return machine_open(name + 4, &d->machine, e);
     }
     if (strcmp(name, "cpu") != 0 && strncmp(name, "cpu:", 4) != 0)
         return fail(e, EXIT_USAGE, "device: \"%s\" is not a device; use cpu, or sim:NAME to meter without running", name);
@@ -32,6 +29,7 @@ Device *device_open(const char *name, int threads, const struct Kernels *kernels
     Device *d = calloc(1, sizeof *d);
     MUST(d);
     d->name = name;
+    d->threads = threads;
     d->kernels = kernels;
     d->component = COMPONENT_OTHER;
     d->failure = failure_open();
@@ -68,7 +66,10 @@ void meter_clear(Device *d) {
 
 void device_rate(Device *d, Type t) {
     if (!d->sim) return;
-    d->flops_per_second = t == FP64 ? d->machine->flops_fp64 : t == BF16 ? d->machine->flops_bf16 : d->machine->flops_fp32;
+    MUST((int)t < (int)RATE_TYPES);
+    int units = d->machine.cores ? d->threads : 1;
+    for (int k = 0; k < RATE_COUNT; k++) d->flops_per_s[k] = units * d->machine.achieved[k][t];
+    d->bytes_per_s = units * d->machine.bytes_per_s;
 }
 
 bool charge(Stream *s, Cost c) {
@@ -83,7 +84,7 @@ bool charge(Stream *s, Cost c) {
         s->charged = c.op;
         return true;
     }
-    double compute = (double)c.flops / d->flops_per_second, memory = (double)c.bytes / d->machine->memory_bandwidth;
+    double compute = (double)c.flops / d->flops_per_s[c.rate], memory = (double)c.bytes / d->bytes_per_s;
     double seconds = compute > memory ? compute : memory;
     count->seconds += seconds;
     s->clock += seconds;

@@ -7,12 +7,13 @@
  *   cpu        compute runs in the caller's thread and the rank's pool; network has a thread of its own
  *   cpu:plain  the same with the plain definitions of every op (slow)
  *   cpu:late   the same as cpu with a thread for every stream and random delays: a forgotten Event shows (tests)
- *   sim:NAME   the same step code, metered and not run: memory is addresses with nothing behind them
+ *   sim:NAME   the same step code, metered and not run: memory is addresses with nothing behind them; NAME: machines.h
  */
 #ifndef MOP_DEVICE_H
 #define MOP_DEVICE_H
 
 #include "base/config.h"
+#include "device/machines.h"
 #include "device/tensor.h"
 
 typedef struct Device Device;
@@ -82,6 +83,7 @@ void device_write(Stream *s, Tensor t, const void *host);
 typedef struct {
     int op;
     int64_t flops, bytes;
+    RateKind rate; /* that sim counts the FLOPs at */
 } Cost;
 
 /* The meter: counts c on the stream's device; true when the op should also run (false on sim: its clock moves instead). */
@@ -118,17 +120,6 @@ typedef struct {
     int64_t copied_up, copied_down;
 } Meter;
 
-/* Rates of the machine that sim predicts with (one rank's share), from a named row of machines.c. */
-typedef struct {
-    const char *name, *note;
-    double flops_fp32, flops_bf16, flops_fp64; /* per second */
-    double memory_bandwidth;                    /* bytes/s */
-    double link_bandwidth, link_latency;        /* bytes/s each way, seconds */
-    double memory_bytes;
-} Machine;
-const Machine *machine_find(const char *name); /* NULL: unknown */
-void machine_list(FILE *f);
-
 struct Stream {
     Device *device;
     StreamKind kind;
@@ -141,8 +132,9 @@ struct Device {
     const char *name;
     bool sim, profile;
     const struct Kernels *kernels; /* NULL on sim */
-    const Machine *machine;         /* sim */
-    double flops_per_second;        /* sim: at the compute type of the run (device_rate) */
+    int threads;
+    Machine machine;                             /* sim */
+    double flops_per_s[RATE_COUNT], bytes_per_s; /* sim: of this rank, at the compute type of the run (device_rate) */
     Pool *pool;
     Stream stream[STREAM_COUNT];
     Arena *arenas;

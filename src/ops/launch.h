@@ -34,7 +34,8 @@ enum { DEFINITION = TYPE_COUNT };
  * to do: it is counted and not launched. */
 static inline void op_run(Stream *s, Op op, int type, int64_t flops, int64_t bytes, const void *args,
                           size_t args_bytes) {
-    bool run = charge(s, (Cost){.op = op, .flops = flops, .bytes = bytes});
+    RateKind rate = op == OP_ATTENTION || op == OP_ATTENTION_BACKWARD ? RATE_ATTENTION : RATE_MATRIX;
+    bool run = charge(s, (Cost){.op = op, .flops = flops, .bytes = bytes, .rate = rate});
     if (!run || bytes == 0) return;
     int column = type == FP64;
     bool fast = type == FP32 || type == BF16 || type == FP64;

@@ -1,5 +1,6 @@
 /* Plans by running: ranks are sim devices, one thread each, joined by the thread wire so that their clocks meet. */
 #include "plan/plan.h"
+#include "train/journal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -43,11 +44,20 @@ static void price_rank(void *context, int rank) {
     if (!ok) p->wires[rank]->poison(p->wires[rank], e);
 }
 
+/* A run on the CPU is priced on the built-in one. */
+static const char *plan_device(const Config *c) {
+    return strncmp(c->device, "sim:", 4) == 0 ? c->device : "sim:cpu";
+}
+
+static const char *plan_machine(const Config *c) {
+    return plan_device(c) + 4;
+}
+
 static bool price_with(const Config *c, const Spec *spec, int world, const char *routing, Price *out, Error *e) {
     Config sim = *c;
     sim.sim_routing = routing;
     sim.sim_record = "";
-    Pricing p = {.config = &sim, .spec = spec, .out = out, .device = strncmp(c->device, "sim:", 4) == 0 ? c->device : "sim:cpu"};
+    Pricing p = {.config = &sim, .spec = spec, .out = out, .device = plan_device(c)};
     p.wires = calloc((size_t)world, sizeof(Wire *));
     p.errors = calloc((size_t)world, sizeof *p.errors);
     p.runs = calloc((size_t)world, sizeof(Run *));
@@ -69,6 +79,10 @@ static bool price_with(const Config *c, const Spec *spec, int world, const char 
 
 bool plan_price(const Config *c, const Spec *spec, int world, Price *out, Error *e) {
     return price_with(c, spec, world, "worst", out, e);
+}
+
+bool plan_time(const Config *c, const Spec *spec, int world, Price *out, Error *e) {
+    return price_with(c, spec, world, "balanced", out, e);
 }
 
 /* ---- The price list ---------------------------------------------------------------------------- */
@@ -163,13 +177,25 @@ static void print_work(const Price *p, FILE *f) {
     fprintf(f, "%-12s %10.2f\n", "total", total / 1e9);
 }
 
+/* Which machine the time is of, and whether the run needs more of it than there is. */
+static bool print_time(const Config *c, int world, double seconds, FILE *f, Error *e) {
+    Machine m;
+    if (!machine_open(plan_machine(c), &m, e)) return false;
+    int64_t nodes = ceil_div(world, machine_ranks_per_node(&m, (int)max64(1, c->compute_threads)));
+    fprintf(f, "\npredicted %.3f s a step with balanced routing on machine \"%s\": %lld node%s of %lld %s%s\n", seconds, m.name, (long long)nodes,
+            nodes > 1 ? "s" : "", (long long)m.units, m.cores ? "core" : "GPU", m.units > 1 ? "s" : "");
+    if (m.nodes > 0 && nodes > m.nodes) fprintf(f, "the machine has only %lld: its network is assumed between more\n", (long long)m.nodes);
+    return true;
+}
+
 bool plan_print(const Config *c, const Spec *spec, int world, FILE *f, Error *e) {
     Price *worst = calloc((size_t)world, sizeof *worst), *usual = calloc((size_t)world, sizeof *usual);
     MUST(worst && usual);
-    bool ok = price_with(c, spec, world, "worst", worst, e) && price_with(c, spec, world, "balanced", usual, e);
+    bool ok = plan_price(c, spec, world, worst, e) && plan_time(c, spec, world, usual, e);
     if (ok) {
         int r = heaviest(worst, world);
-        fprintf(f, "model     %s, %.1f M parameters, %.1f M active\n", spec->family->model_type, (double)spec_parameters(spec) / 1e6, (double)spec_active_parameters(spec) / 1e6);
+        fprintf(f, "model     %s, %s parameters, %s active\n", spec->family->model_type, parameters_shown(spec_parameters(spec)).text,
+                parameters_shown(spec_active_parameters(spec)).text);
         fprintf(f, "step      %lld sequences x %lld tokens in %lld micro-batches, %s\n", (long long)c->train_sequences, (long long)c->train_sequence_length,
                 (long long)c->train_micro_batches, type_name(c->compute_type));
         fprintf(f, "ranks     %d\n", world);
@@ -178,8 +204,7 @@ bool plan_print(const Config *c, const Spec *spec, int world, FILE *f, Error *e)
         print_memory(&worst[r], f);
         print_work(&usual[r], f);
         print_traffic(&usual[r].meter, f);
-        const char *name = strncmp(c->device, "sim:", 4) == 0 ? c->device + 4 : "cpu";
-        fprintf(f, "\npredicted %.3f s a step on machine \"%s\" with balanced routing\n", usual[r].seconds, name);
+        ok = print_time(c, world, usual[r].seconds, f, e);
     }
     free(usual);
     free(worst);

@@ -154,7 +154,7 @@ static void end_line(Journal *j) {
 }
 
 /* Numbers to take in at a glance. */
-static Shown parameters_shown(int64_t n) {
+Shown parameters_shown(int64_t n) {
     Shown s;
     if (n < 1000000) snprintf(s.text, sizeof s.text, "%.1f thousand", (double)n / 1e3);
     else if (n < 1000000000) snprintf(s.text, sizeof s.text, "%.1f million", (double)n / 1e6);

@@ -25,4 +25,6 @@ void journal_text(const char *text, size_t bytes, bool terminal);
 /* False (EXIT_IO) when something could not be written. */
 bool journal_flush(Journal *j, Error *e);
 
+Shown parameters_shown(int64_t parameters); /* "11.2 million" */
+
 #endif

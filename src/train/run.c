@@ -19,6 +19,15 @@ static const struct {
     {"mixture.vocabulary", offsetof(Config, mixture_vocabulary)},
 };
 
+/* Rows are numbered in 32 bits: all that may come to one rank in a micro-batch must fit. */
+static bool rows_fit(const Config *c, const Spec *spec, int world, Error *e) {
+    double tokens = (double)run_sequences(c, world, 0, 0) * (double)c->train_sequence_length;
+    double rows = tokens * (double)c->mixture_expert * (double)spec->top_k;
+    if (rows <= INT32_MAX) return true;
+    return fail(e, EXIT_USAGE, "a micro-batch of %.0f tokens a rank may bring %.2g rows to one rank's experts, and rows are numbered in 32 bits; "
+                "use more train.micro_batches or more ranks", tokens, rows);
+}
+
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e) {
     Mesh m;
     for (size_t i = 0; i < COUNT(later); i++) {
@@ -27,7 +36,9 @@ bool run_supported(const Config *c, const Spec *spec, int world, Error *e) {
     }
     if (spec->moe_layers == 0)
         return fail(e, EXIT_DATA, "the model has no layer with experts; mop trains mixture-of-experts models; check model.config");
-    return mesh_plan(&m, c, world, 0, e);
+    if (spec->head_dim > MAX_HEAD_SIZE)
+        return fail(e, EXIT_DATA, "head_dim %lld is larger than %d, the largest that is built; use another model", (long long)spec->head_dim, MAX_HEAD_SIZE);
+    return mesh_plan(&m, c, world, 0, e) && rows_fit(c, spec, world, e);
 }
 
 /* Sequence i of a step belongs to rank i mod W; a rank's list is cut into micro-batches that differ by at most one. */
@@ -38,7 +49,7 @@ int64_t run_sequences(const Config *c, int64_t world, int64_t rank, int64_t micr
 
 /* ---- The batch's memory ------------------------------------------------------------------------ */
 
-static void open_batches(Run *r) {
+static bool open_batches(Run *r, Error *e) {
     const Config *c = r->config;
     Arena *a = &r->batch_arena;
     int64_t S = c->train_sequence_length;
@@ -52,7 +63,11 @@ static void open_batches(Run *r) {
         m->rows = arena_tensor(a, FP64, DIM(n));
         int32_t *host = calloc((size_t)max64(1, 5 * T), sizeof *host);
         int64_t *real = calloc((size_t)max64(1, n), sizeof *real);
-        MUST(host && real);
+        if (!host || !real) {
+            free(host);
+            free(real);
+            return fail(e, EXIT_MEMORY, "no memory for a batch of %lld tokens; use a smaller train.sequences or train.sequence_length", (long long)T);
+        }
         r->batch[i] = (Batch){.token = host, .target = host + T, .position = host + 2 * T, .start = host + 3 * T, .sequence = host + 4 * T, .real = real};
         r->sequences += n;
     }
@@ -61,6 +76,7 @@ static void open_batches(Run *r) {
     r->stats_host = calloc((size_t)(STAT_LOAD + r->spec->experts + 2), sizeof *r->stats_host);
     r->model.load = calloc((size_t)r->spec->experts, sizeof *r->model.load);
     MUST(r->stats_host && r->model.load);
+    return true;
 }
 
 static void open_model(Run *r) {
@@ -110,7 +126,7 @@ static bool open_all(Run *r, Wire *wire, const char *device, const size_t *bytes
     if (!comm_open(&r->comm, &mesh, wire, r->device, e) || !open_arenas(r, bytes, e)) return false;
     r->store = store_open(c, r->spec, &r->comm, bytes, e);
     if (!r->store) return false;
-    open_batches(r);
+    if (!open_batches(r, e)) return false;
     open_model(r);
     r->answers = answers_open(r, e);
     return r->answers != NULL;

@@ -49,8 +49,7 @@ static bool settle_ranks(Session *s, Error *e) {
     c->ranks = s->world;
     if (c->mixture_dense == 0) c->mixture_dense = s->world;
     if (c->compute_threads > 0) return true;
-    const char *local = getenv("OMPI_COMM_WORLD_LOCAL_SIZE");
-    int64_t here = local ? max64(1, atoll(local)) : s->local;
+    int here = launched > 0 ? wire_mpi_local() : s->local;
     c->compute_threads = max64(1, sysconf(_SC_NPROCESSORS_ONLN) / here);
     return true;
 }

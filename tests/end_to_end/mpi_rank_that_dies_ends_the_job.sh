@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Killing one rank of an mpirun, the first or another, ends the job within 5 s, with a line that names it.
+# A rank of an mpirun that is killed, the first or another, ends the job within 5 s, with a line that names it; so does one that fails,
+# with its own line and exit code.
 . tests/end_to_end/common.bash
 needs_mpi
 
@@ -18,3 +19,11 @@ for rank in 0 2; do
     ((SECONDS - start < 5)) || wrong "it took $((SECONDS - start)) s"
     grep -Eq "rank $rank .*(signal 9|Killed)" "$here/err" || wrong "no line names rank $rank: $(cat "$here/err")"
 done
+
+mkdir "$here/record.1" # where rank 1 would write its routing
+start=$SECONDS
+code_of "${launch[@]}" 3 "$MOP" train examples/tiny.yaml --run "$here/failed" --set sim.record="$here/record"
+[[ $code == 3 && $(grep -c "^mop: error\[3\]: .*record.1 cannot be opened.*(rank 1)" "$here/err") == 1 ]] || wrong "rank 1 failed: exit $code, $(cat "$here/err")"
+[[ $(grep -c "^mop: error" "$here/err") == 1 ]] || wrong "others speak too: $(cat "$here/err")"
+((SECONDS - start < 5)) || wrong "it took $((SECONDS - start)) s"
+absent "$here/failed"

@@ -3,7 +3,7 @@
 . tests/end_to_end/common.bash
 
 # Steps of many seconds, so that the second signal comes within the first one's.
-begin "$MOP" train examples/tiny.yaml --run "$here/run" --set device=cpu:plain --set train.sequences=512 --set train.sequence_length=256 --set train.steps=2
+begin "$MOP" train examples/tiny.yaml --run "$here/run" --set device=cpu:plain --set train.sequences=256 --set train.sequence_length=128 --set train.steps=2
 said() {
     until grep -q "$1" "$here/out" "$here/err"; do
         sleep 0.02

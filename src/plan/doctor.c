@@ -1,0 +1,92 @@
+/* `mop doctor`: look, measure, say. Everything is measured with the program's own loops, ops, collectives and
+ * files, so that a rate here is one that a run can have. Nothing stays behind but the file that --out names. */
+#include "plan/doctor.h"
+#include "plan/doctor_parts.h"
+#include "train/session.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const char *usage = "mop doctor [--out FILE.json] [--compare FILE.json|NAME] [--disk DIR] [--step CONFIG]";
+
+typedef struct {
+    const char *out, *compare, *disk, *step; /* NULL: not given */
+} Arguments;
+
+/* Flags are "--name value" or "--name=value". */
+static bool read_arguments(Arguments *a, int argc, char **argv, Error *e) {
+    const struct {
+        const char *name, **value;
+    } flags[] = {{"--out", &a->out}, {"--compare", &a->compare}, {"--disk", &a->disk}, {"--step", &a->step}};
+    for (int i = 1; i < argc; i++) {
+        size_t length = strcspn(argv[i], "="), f = 0;
+        while (f < COUNT(flags) && (strlen(flags[f].name) != length || strncmp(argv[i], flags[f].name, length) != 0))
+            f++;
+        if (f == COUNT(flags))
+            return fail(e, EXIT_USAGE, "unknown argument %s; command line; %s", text_shown(argv[i]).text, usage);
+        bool joined = argv[i][length] == '=';
+        const char *value = joined ? argv[i] + length + 1 : i + 1 < argc ? argv[++i] : "";
+        if (!*value) return fail(e, EXIT_USAGE, "%s needs a value; command line; %s", flags[f].name, usage);
+        if (*flags[f].value) return fail(e, EXIT_USAGE, "%s is given twice; command line; %s", flags[f].name, usage);
+        *flags[f].value = value;
+    }
+    if (a->out && !machine_is_file(a->out))
+        return fail(e, EXIT_USAGE, "--out is \"%s\"; a machine file's name ends in .json; %s", text_shown(a->out).text,
+                    usage);
+    if (a->step && !a->out && !a->compare)
+        return fail(e, EXIT_USAGE, "--step predicts with a machine: that of --out, else of --compare; give one; %s",
+                    usage);
+    if (a->step && wire_mpi_world() > 0)
+        return fail(e, EXIT_USAGE, "--step takes steps on ranks that are threads; leave mpirun out");
+    return true;
+}
+
+static bool measure(Report *r, const Host *h, const char *disk, Error *e) {
+    for (int threads = 1;; threads = h->threads) {
+        doctor_cpu(r, h, threads, e);
+        if (e->code == EXIT_DONE) doctor_products(r, threads, e);
+        if (e->code != EXIT_DONE) return false;
+        if (threads == h->threads) break;
+    }
+    doctor_disk(r, disk);
+    doctor_threads_wire(r, (int)max64(2, min64(8, h->threads)));
+    return true;
+}
+
+/* What was asked for besides the figures. Files are written before anything is compared or run. */
+static int conclude(Report *r, const Host *h, const Arguments *a) {
+    Machine m;
+    Error e = {0};
+    bool known = machine_of_report(r, h, &m);
+    if (!known && (a->out || a->compare))
+        report_broken(r, "no machine file can be made of these figures; see the notes");
+    bool ok = !known || ((!a->out || machine_write(&m, r, a->out, &e)) &&
+                         (!a->compare || machine_compare(&m, r, a->compare, &e)));
+    int code = ok ? EXIT_DONE : error_print(&e);
+    if (ok && known && a->step) code = doctor_step(a->step, a->out ? a->out : a->compare);
+    report_notes_print(r);
+    return code != EXIT_DONE ? code : r->broken;
+}
+
+static int examine(Report *r, const Arguments *a) {
+    Error e = {0};
+    bool mpi = wire_mpi_world() > 0 && wire_mpi_built();
+    if (mpi && !doctor_mpi_wire(r, &e)) return session_error(&e);
+    if (mpi && wire_mpi_rank() > 0) return EXIT_DONE;
+    if (mpi) printf("\n");
+    Host h = host_look(r);
+    return measure(r, &h, a->disk ? a->disk : ".", &e) ? conclude(r, &h, a) : error_print(&e);
+}
+
+int doctor_command(int argc, char **argv) {
+    Arguments a = {0};
+    Error e = {0};
+    Machine other;
+    if (!read_arguments(&a, argc, argv, &e) || (a.compare && !machine_open(a.compare, &other, &e)))
+        return session_error(&e);
+    Report *r = calloc(1, sizeof *r);
+    MUST(r);
+    int code = examine(r, &a);
+    free(r);
+    return code;
+}
