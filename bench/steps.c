@@ -20,10 +20,11 @@ typedef struct {
     int steps; /* counted, after two that are not */
 } Case;
 
-#define MODEL(layers, width, heads, experts, inner, top, vocabulary)                                                                        \
-    "{\"model_type\": \"olmoe\", \"hidden_size\": " #width ", \"intermediate_size\": " #inner ", \"num_hidden_layers\": " #layers            \
-    ", \"num_attention_heads\": " #heads ", \"num_key_value_heads\": " #heads ", \"num_experts\": " #experts ", \"num_experts_per_tok\": " #top \
-    ", \"vocab_size\": " #vocabulary ", \"tie_word_embeddings\": false}"
+#define MODEL(layers, width, heads, experts, inner, top, vocabulary)                                                   \
+    "{\"model_type\": \"olmoe\", \"hidden_size\": " #width ", \"intermediate_size\": " #inner                          \
+    ", \"num_hidden_layers\": " #layers ", \"num_attention_heads\": " #heads ", \"num_key_value_heads\": " #heads      \
+    ", \"num_experts\": " #experts ", \"num_experts_per_tok\": " #top ", \"vocab_size\": " #vocabulary                 \
+    ", \"tie_word_embeddings\": false}"
 
 static const Case cases[] = {
     {"example", MODEL(6, 256, 4, 8, 256, 2, 256), 16, 512, 5},
@@ -90,8 +91,9 @@ static void report_profile(const Result *r) {
         shown[at] = true;
         left -= c->seconds;
         if (c->seconds < 0.01 * r->profiled) continue;
-        printf("    %-22s %5.1f %%  %8.4f s  %6lld calls  %7.1f GFLOP/s  %6.1f GB/s\n", op_name((Op)at), 100 * c->seconds / r->profiled, c->seconds,
-               (long long)c->calls, (double)c->flops / c->seconds / 1e9, (double)c->bytes / c->seconds / 1e9);
+        printf("    %-22s %5.1f %%  %8.4f s  %6lld calls  %7.1f GFLOP/s  %6.1f GB/s\n", op_name((Op)at),
+               100 * c->seconds / r->profiled, c->seconds, (long long)c->calls, (double)c->flops / c->seconds / 1e9,
+               (double)c->bytes / c->seconds / 1e9);
     }
     printf("    %-22s %5.1f %%  %8.4f s\n", "waiting and the host", 100 * left / r->profiled, left);
 }
@@ -103,10 +105,14 @@ static void report(const Case *c, int ranks, int threads, const Result *r, const
     double median = sorted[c->steps / 2], rate = (double)r->flops * ranks / median / 1e9;
     struct rusage use;
     getrusage(RUSAGE_SELF, &use);
-    printf("%-8s %s  %d x %d threads  %lld x %lld  %7.3f s (%.3f to %.3f)  %6.1f GFLOP/s  %7.1f MiB planned a rank, process peak %.0f MiB\n", c->name, type, ranks, threads,
-           (long long)c->sequences, (long long)c->length, median, sorted[0], sorted[c->steps - 1], rate, (double)r->memory / (1 << 20), (double)use.ru_maxrss / 1024);
-    printf("{\"bench\": \"step\", \"model\": \"%s\", \"type\": \"%s\", \"ranks\": %d, \"threads\": %d, \"tokens_per_rank\": %lld, \"seconds\": %.4f, \"gflops\": %.1f, \"memory_bytes\": %zu, \"loss\": %.6f}\n",
-           c->name, type, ranks, threads, (long long)(c->sequences * c->length / ranks), median, rate, r->memory, r->loss);
+    printf("%-8s %s  %d x %d threads  %lld x %lld  %7.3f s (%.3f to %.3f)  %6.1f GFLOP/s  %7.1f MiB planned a rank, "
+           "process peak %.0f MiB\n",
+           c->name, type, ranks, threads, (long long)c->sequences, (long long)c->length, median, sorted[0],
+           sorted[c->steps - 1], rate, (double)r->memory / (1 << 20), (double)use.ru_maxrss / 1024);
+    printf("{\"bench\": \"step\", \"model\": \"%s\", \"type\": \"%s\", \"ranks\": %d, \"threads\": %d, "
+           "\"tokens_per_rank\": %lld, \"seconds\": %.4f, \"gflops\": %.1f, \"memory_bytes\": %zu, \"loss\": %.6f}\n",
+           c->name, type, ranks, threads, (long long)(c->sequences * c->length / ranks), median, rate, r->memory,
+           r->loss);
     fflush(stdout);
 }
 
@@ -114,16 +120,21 @@ static int run_case(const Case *c, const char *text, const char *type, int ranks
     char yaml[1024], model[] = "/tmp/mop-bench-XXXXXX";
     int fd = mkstemp(model);
     if (fd < 0 || dprintf(fd, "%s", c->model) < 0) return EXIT_IO;
-    snprintf(yaml, sizeof yaml, "model.config: %s\ndata.path: %s\nranks: %d\ncompute.threads: %d\ncompute.type: %s\ntrain.sequences: %lld\ntrain.sequence_length: %lld\n",
+    snprintf(yaml, sizeof yaml,
+             "model.config: %s\ndata.path: %s\nranks: %d\ncompute.threads: %d\ncompute.type: %s\ntrain.sequences: "
+             "%lld\ntrain.sequence_length: %lld\n",
              model, text, ranks, threads, type, (long long)c->sequences, (long long)c->length);
     Config config;
     Session s = {0};
     Error e = {0};
     Result result = {.of = c};
     int code = EXIT_DONE;
-    if (!config_read_text(&config, yaml, strlen(yaml), "bench", NULL, 0, &e)) code = error_print(&e);
-    else if (!session_open(&s, &config, &e) || !session_data(&s, &e)) code = error_print(&e);
-    else code = session_run(&s, plan_price, measure_and_profile, &result);
+    if (!config_read_text(&config, yaml, strlen(yaml), "bench", NULL, 0, &e))
+        code = error_print(&e);
+    else if (!session_open(&s, &config, &e) || !session_data(&s, &e))
+        code = error_print(&e);
+    else
+        code = session_run(&s, plan_price, measure_and_profile, &result);
     session_close(&s);
     config_close(&config);
     unlink(model);

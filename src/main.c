@@ -38,7 +38,8 @@ static const struct Flag {
 static bool unknown_flag(const char *name, const char *command, Error *e) {
     char known[256] = "";
     for (size_t i = 0, n = 0; i < COUNT(flags); i++)
-        if (strstr(flags[i].commands, command)) n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", n ? ", " : "", flags[i].name);
+        if (strstr(flags[i].commands, command))
+            n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", n ? ", " : "", flags[i].name);
     return fail(e, EXIT_USAGE, "unknown flag %s; %s takes %s", text_shown(name).text, command, known);
 }
 
@@ -55,10 +56,13 @@ static bool set_flag(Arguments *a, const struct Flag *f, const char *value, Erro
     char *end;
     double x = strtod(value, &end);
     bool right = end != value && !*end && x >= f->low && x <= f->high;
-    if (f->kind == FLAG_INTEGER && right && x == (double)(int64_t)x) *(int64_t *)field = (int64_t)x;
-    else if (f->kind == FLAG_NUMBER && right) *(double *)field = x;
-    else return fail(e, EXIT_USAGE, "%s is \"%s\"; it must be %s from %.16g to %.16g", f->name, text_shown(value).text,
-                     f->kind == FLAG_INTEGER ? "an integer" : "a number", f->low, f->high);
+    if (f->kind == FLAG_INTEGER && right && x == (double)(int64_t)x)
+        *(int64_t *)field = (int64_t)x;
+    else if (f->kind == FLAG_NUMBER && right)
+        *(double *)field = x;
+    else
+        return fail(e, EXIT_USAGE, "%s is \"%s\"; it must be %s from %.16g to %.16g", f->name, text_shown(value).text,
+                    f->kind == FLAG_INTEGER ? "an integer" : "a number", f->low, f->high);
     return true;
 }
 
@@ -72,10 +76,13 @@ static const struct Flag *find_flag(const char *command, const char *name) {
 static bool read_arguments(Arguments *a, int argc, char **argv, Error *e) {
     a->sets = calloc((size_t)argc + 1, sizeof *a->sets);
     MUST(a->sets);
-    a->generate = (GenerateOptions){.prompt = "", .tokens = 200, .sampling = {.temperature = 0.8, .top_p = 0.95, .seed = 1}};
+    a->generate =
+        (GenerateOptions){.prompt = "", .tokens = 200, .sampling = {.temperature = 0.8, .top_p = 0.95, .seed = 1}};
     for (int i = 1; i < argc; i++) {
         if (argv[i][0] != '-') {
-            if (a->config) return fail(e, EXIT_USAGE, "two configs, %s and %s; give one", text_shown(a->config).text, text_shown(argv[i]).text);
+            if (a->config)
+                return fail(e, EXIT_USAGE, "two configs, %s and %s; give one", text_shown(a->config).text,
+                            text_shown(argv[i]).text);
             a->config = argv[i];
             continue;
         }
@@ -105,11 +112,16 @@ static int run_session(const char *command, const Arguments *a, Config *c) {
     char run[4096];
     default_run(a->config, run, sizeof run);
     if (a->run) snprintf(run, sizeof run, "%s", a->run);
-    if (!session_open(&s, c, &e)) code = session_error(&e);
-    else if (strcmp(command, "train") == 0) code = train_command(&s, run, plan_price);
-    else if (strcmp(command, "evaluate") == 0) code = evaluate_command(&s, plan_price);
-    else if (strcmp(command, "generate") == 0) code = generate_command(&s, plan_price, &a->generate);
-    else code = plan_command(&s);
+    if (!session_open(&s, c, &e))
+        code = session_error(&e);
+    else if (strcmp(command, "train") == 0)
+        code = train_command(&s, run, plan_price);
+    else if (strcmp(command, "evaluate") == 0)
+        code = evaluate_command(&s, plan_price);
+    else if (strcmp(command, "generate") == 0)
+        code = generate_command(&s, plan_price, &a->generate);
+    else
+        code = plan_command(&s);
     session_close(&s);
     return code;
 }
@@ -145,7 +157,8 @@ static int config_show(int argc, char **argv) {
 static int explain(const char *key) {
     Error e = {0};
     if (!option_find(key)) {
-        fail(&e, EXIT_USAGE, "there is no setting %s; the nearest is %s", text_shown(key).text, option_nearest(key)->key);
+        fail(&e, EXIT_USAGE, "there is no setting %s; the nearest is %s", text_shown(key).text,
+             option_nearest(key)->key);
         return error_print(&e);
     }
     config_explain(key, stdout);
@@ -168,15 +181,22 @@ static const struct {
     int (*run)(int argc, char **argv);
 } commands[] = {
     {"train", "CONFIG [--set KEY=VALUE]... [--run DIR]", "train; the same command again resumes", session_command},
-    {"evaluate", "CONFIG --set model.path=RUN|CHECKPOINT [--set data.path=FILE]", "loss of a checkpoint on a text, one JSON line", session_command},
-    {"generate", "CONFIG --set model.path=RUN|CHECKPOINT --prompt TEXT [--tokens 200] [--temperature 0.8] [--top-p 0.95] [--seed 1]", "continue a text; temperature 0: always the likeliest token", session_command},
-    {"plan", "CONFIG [--set KEY=VALUE]...", "what a run will need: memory, FLOPs, bytes; nothing is loaded", session_command},
-    {"doctor", "[--out FILE.json] [--compare FILE.json|NAME] [--disk DIR] [--step CONFIG]", "what this machine can do and what will hurt; its rates as a file for device=sim:FILE.json", doctor_command},
+    {"evaluate", "CONFIG --set model.path=RUN|CHECKPOINT [--set data.path=FILE]",
+     "loss of a checkpoint on a text, one JSON line", session_command},
+    {"generate",
+     "CONFIG --set model.path=RUN|CHECKPOINT --prompt TEXT [--tokens 200] [--temperature 0.8] [--top-p 0.95] [--seed "
+     "1]",
+     "continue a text; temperature 0: always the likeliest token", session_command},
+    {"plan", "CONFIG [--set KEY=VALUE]...", "what a run will need: memory, FLOPs, bytes; nothing is loaded",
+     session_command},
+    {"doctor", "[--out FILE.json] [--compare FILE.json|NAME] [--disk DIR] [--step CONFIG]",
+     "what this machine can do and what will hurt; its rates as a file for device=sim:FILE.json", doctor_command},
     {"data", "IN... --out FILE.tokens | --show FILE.tokens", "make or look at a token file", data_command},
     {"export", "RUN|CHECKPOINT --out DIR [--dtype fp32|bf16|fp64]", "a clean Hugging Face directory", export_command},
     {"inspect", "FILE.safetensors|CHECKPOINT|RUN", "what is in it", inspect_command},
     {"ckpt", "verify|list|prune|diff ...", "look after checkpoints", checkpoint_command},
-    {"config", "show [CONFIG] [--set KEY=VALUE] | explain KEY", "settings: all of them resolved, or one explained", config_command},
+    {"config", "show [CONFIG] [--set KEY=VALUE] | explain KEY", "settings: all of them resolved, or one explained",
+     config_command},
     {"help", "[COMMAND|KEY]", "this, and every setting; or one of them", help_command},
 };
 
@@ -196,8 +216,10 @@ static int help_one(const char *name) {
 static int help_command(int argc, char **argv) {
     if (argc > 1) return help_one(argv[1]);
     printf("mop %s: trains mixture-of-experts language models\n\n", MOP_VERSION);
-    for (size_t i = 0; i < COUNT(commands); i++) printf("  mop %-9s %s\n      %s\n", commands[i].name, commands[i].usage, commands[i].help);
-    printf("\nExit codes: 0 done, 2 usage or configuration, 3 bad input, 4 does not fit in memory, 5 disk, 6 a rank was lost,\n"
+    for (size_t i = 0; i < COUNT(commands); i++)
+        printf("  mop %-9s %s\n      %s\n", commands[i].name, commands[i].usage, commands[i].help);
+    printf("\nExit codes: 0 done, 2 usage or configuration, 3 bad input, 4 does not fit in memory, 5 disk, 6 a rank "
+           "was lost,\n"
            "7 diverged, 75 stopped early and saved: run the same command again.\n\n");
     config_help(stdout);
     return EXIT_DONE;
@@ -221,13 +243,16 @@ static int flushed(int code) {
     bool arrived = fflush(stdout) == 0 && !ferror(stdout);
     if (arrived || code != EXIT_DONE) return code;
     Error e = {0};
-    fail(&e, EXIT_IO, "what was asked cannot be written: %s; standard output; free some space or send it elsewhere", strerror(errno));
+    fail(&e, EXIT_IO, "what was asked cannot be written: %s; standard output; free some space or send it elsewhere",
+         strerror(errno));
     return error_print(&e);
 }
 
 int main(int argc, char **argv) {
     if (argc < 2) {
-        fprintf(stderr, "mop trains mixture-of-experts language models; try `mop help`, or `make run` in the source directory\n");
+        fprintf(
+            stderr,
+            "mop trains mixture-of-experts language models; try `mop help`, or `make run` in the source directory\n");
         return EXIT_USAGE;
     }
     if (asks_for_help(argv[1])) return flushed(help_command(0, NULL));

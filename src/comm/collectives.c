@@ -17,7 +17,8 @@
 enum { SMALL_BYTES = 16 << 10 }; /* all_reduce of at most this: everybody gets everything and sums it */
 
 const char *collective_name(Collective c) {
-    static const char *const names[COLLECTIVE_COUNT] = {"all_gather", "reduce_scatter", "all_reduce", "all_to_all", "broadcast", "barrier"};
+    static const char *const names[COLLECTIVE_COUNT] = {"all_gather", "reduce_scatter", "all_reduce",
+                                                        "all_to_all", "broadcast",      "barrier"};
     MUST(c >= 0 && c < COLLECTIVE_COUNT);
     return names[c];
 }
@@ -72,7 +73,8 @@ static bool charge_traffic(Group *g, Stream *s, Collective c, int64_t sent, int6
 /* The sum that a reduction makes on the way: ranks rows of `count` elements. */
 static bool charge_sum(Group *g, Stream *s, int64_t count, Type type) {
     int64_t flops = type == INT64 ? 0 : count * (g->axis.size - 1);
-    bool run = charge(s, (Cost){.op = OP_SUM_ROWS, .flops = flops, .bytes = count * (g->axis.size + 1) * (int64_t)type_bytes(type)});
+    bool run = charge(
+        s, (Cost){.op = OP_SUM_ROWS, .flops = flops, .bytes = count * (g->axis.size + 1) * (int64_t)type_bytes(type)});
     s->charged = -1; /* the launch that follows is a whole exchange: its time is not the sum's */
     return run;
 }
@@ -190,8 +192,9 @@ static void reduce_parts(Stream *s, Group *g, Tensor out, Tensor in, int64_t c) 
         int64_t got = max64(0, min64(round, mine - at));
         for (int j = 0; j < g->axis.size; j++) {
             int64_t theirs = max64(0, min64(round, min64(c, n - j * c) - at));
-            g->parcels[j] = (Parcel){(char *)in.data + (j * c + at) * element, (char *)g->staging.data + j * got * element,
-                                     (size_t)(theirs * element), (size_t)(got * element)};
+            g->parcels[j] =
+                (Parcel){(char *)in.data + (j * c + at) * element, (char *)g->staging.data + j * got * element,
+                         (size_t)(theirs * element), (size_t)(got * element)};
         }
         exchange(s, g);
         if (device_failed(s->device) || got == 0) continue;
@@ -216,7 +219,8 @@ static void run_all_reduce_small(Stream *s, const void *args) {
     const CollectiveArgs *a = args;
     Group *g = a->group;
     size_t bytes = tensor_bytes(a->in);
-    for (int j = 0; j < g->axis.size; j++) g->parcels[j] = (Parcel){a->in.data, (char *)g->staging.data + (size_t)j * bytes, bytes, bytes};
+    for (int j = 0; j < g->axis.size; j++)
+        g->parcels[j] = (Parcel){a->in.data, (char *)g->staging.data + (size_t)j * bytes, bytes, bytes};
     exchange(s, g);
     if (device_failed(s->device)) return;
     sum_staged(s, flat(a->in), tensor_at(g->staging.data, a->in.type, DIM(g->axis.size, tensor_count(a->in))));
@@ -232,7 +236,8 @@ static void run_all_reduce(Stream *s, const void *args) {
     reduce_parts(s, g, slice(a->in, first, mine), flat(a->in), c);
     for (int j = 0; j < g->axis.size; j++) {
         int64_t from = min64(n, j * c), count = min64(c, n - from);
-        g->parcels[j] = (Parcel){data + first * element, data + from * element, (size_t)(mine * element), (size_t)(count * element)};
+        g->parcels[j] = (Parcel){data + first * element, data + from * element, (size_t)(mine * element),
+                                 (size_t)(count * element)};
     }
     exchange(s, g);
 }
@@ -255,7 +260,8 @@ void all_reduce(Group *g, Stream *s, Tensor t) {
 bool host_gather(Comm *c, void *all, const void *mine, size_t bytes, Error *e) {
     Group *g = &c->group[AXIS_WORLD];
     event_wait(event_record(&c->device->stream[STREAM_NETWORK])); /* the wire is ours until we return */
-    for (int j = 0; j < g->axis.size; j++) g->parcels[j] = (Parcel){mine, (char *)all + (size_t)j * bytes, bytes, bytes};
+    for (int j = 0; j < g->axis.size; j++)
+        g->parcels[j] = (Parcel){mine, (char *)all + (size_t)j * bytes, bytes, bytes};
     return g->wire->exchange(g->wire, &g->axis, g->parcels, e);
 }
 

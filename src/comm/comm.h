@@ -65,9 +65,7 @@ void comm_close(Comm *c);
 
 /* ---- Collectives (s: the network stream; shapes by element counts) ----------------------------- */
 
-typedef enum {
-    ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, ALL_TO_ALL, BROADCAST, BARRIER, COLLECTIVE_COUNT
-} Collective;
+typedef enum { ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, ALL_TO_ALL, BROADCAST, BARRIER, COLLECTIVE_COUNT } Collective;
 const char *collective_name(Collective c);
 
 /* out [size * n] = in [n] of member 0, 1, ... `in` may be this member's part of out. */

@@ -5,10 +5,17 @@
 
 const char *axis_name(AxisName a) {
     static const char *const names[AXIS_COUNT] = {
-        [AXIS_WORLD] = "world", [AXIS_SEQUENCE] = "sequence", [AXIS_ULYSSES] = "ulysses", [AXIS_RING] = "ring",
-        [AXIS_EXPERT] = "expert", [AXIS_EXPERT_SHARD] = "expert_shard", [AXIS_EXPERT_REPLICA] = "expert_replica",
-        [AXIS_DENSE] = "dense", [AXIS_DENSE_REPLICA] = "dense_replica",
-        [AXIS_VOCABULARY] = "vocabulary", [AXIS_VOCABULARY_REPLICA] = "vocabulary_replica",
+        [AXIS_WORLD] = "world",
+        [AXIS_SEQUENCE] = "sequence",
+        [AXIS_ULYSSES] = "ulysses",
+        [AXIS_RING] = "ring",
+        [AXIS_EXPERT] = "expert",
+        [AXIS_EXPERT_SHARD] = "expert_shard",
+        [AXIS_EXPERT_REPLICA] = "expert_replica",
+        [AXIS_DENSE] = "dense",
+        [AXIS_DENSE_REPLICA] = "dense_replica",
+        [AXIS_VOCABULARY] = "vocabulary",
+        [AXIS_VOCABULARY_REPLICA] = "vocabulary_replica",
     };
     MUST(a >= 0 && a < AXIS_COUNT);
     return names[a];
@@ -22,7 +29,8 @@ static Axis axis(AxisName name, int rank, int size, int stride) {
 
 static bool divides(const char *keys, int64_t size, int world, Error *e) {
     if (size >= 1 && size <= world && world % size == 0) return true;
-    return fail(e, EXIT_USAGE, "%s = %lld does not divide the %d ranks; use a divisor of %d", keys, (long long)size, world, world);
+    return fail(e, EXIT_USAGE, "%s = %lld does not divide the %d ranks; use a divisor of %d", keys, (long long)size,
+                world, world);
 }
 
 bool mesh_plan(Mesh *m, const Config *c, int world, int rank, Error *e) {
@@ -34,7 +42,8 @@ bool mesh_plan(Mesh *m, const Config *c, int world, int rank, Error *e) {
     if (!divides("mixture.ulysses x mixture.ring", c->mixture_ulysses * c->mixture_ring, world, e)) return false;
     if (!divides("mixture.expert", c->mixture_expert, world, e)) return false;
     if (!divides("mixture.expert_shard", c->mixture_expert_shard, world, e)) return false;
-    if (!divides("mixture.expert x mixture.expert_shard", c->mixture_expert * c->mixture_expert_shard, world, e)) return false;
+    if (!divides("mixture.expert x mixture.expert_shard", c->mixture_expert * c->mixture_expert_shard, world, e))
+        return false;
 
     int z = (int)dense, p = (int)c->mixture_vocabulary, u = (int)c->mixture_ulysses, r = (int)c->mixture_ring;
     int ep = (int)c->mixture_expert, es = (int)c->mixture_expert_shard;

@@ -15,11 +15,16 @@
 
 typedef enum {
     AXIS_WORLD,
-    AXIS_SEQUENCE,           /* D = ulysses x ring: the ranks that share one sequence */
-    AXIS_ULYSSES, AXIS_RING, /* D_u contiguous, D_r strided by D_u */
-    AXIS_EXPERT, AXIS_EXPERT_SHARD, AXIS_EXPERT_REPLICA,
-    AXIS_DENSE, AXIS_DENSE_REPLICA,
-    AXIS_VOCABULARY, AXIS_VOCABULARY_REPLICA,
+    AXIS_SEQUENCE, /* D = ulysses x ring: the ranks that share one sequence */
+    AXIS_ULYSSES,
+    AXIS_RING, /* D_u contiguous, D_r strided by D_u */
+    AXIS_EXPERT,
+    AXIS_EXPERT_SHARD,
+    AXIS_EXPERT_REPLICA,
+    AXIS_DENSE,
+    AXIS_DENSE_REPLICA,
+    AXIS_VOCABULARY,
+    AXIS_VOCABULARY_REPLICA,
     AXIS_COUNT
 } AxisName;
 const char *axis_name(AxisName a);

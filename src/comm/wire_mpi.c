@@ -36,7 +36,8 @@ bool wire_mpi_built(void) {
 
 Wire *wire_mpi_open(double timeout, Error *e) {
     (void)timeout;
-    fail(e, EXIT_USAGE, "started by mpirun, but this mop was built without MPI; install libopenmpi-dev and build again");
+    fail(e, EXIT_USAGE,
+         "started by mpirun, but this mop was built without MPI; install libopenmpi-dev and build again");
     return NULL;
 }
 
@@ -93,12 +94,14 @@ static bool wait_all(MpiWire *m, const Axis *axis, Error *e) {
     double start = seconds_now();
     for (long nap = 0;; nap += nap < NAPS) {
         int done = 0;
-        if (!mpi_ok(MPI_Testall(m->used, m->requests, &done, MPI_STATUSES_IGNORE), "waiting for a collective", e)) return false;
+        if (!mpi_ok(MPI_Testall(m->used, m->requests, &done, MPI_STATUSES_IGNORE), "waiting for a collective", e))
+            return false;
         if (done) return true;
         if (seconds_now() - start > m->wire.timeout)
-            return fail(e, EXIT_PEER, "a rank of the %s group (%d ranks from %d) did not come to a collective within %.0f s; rank %d "
-                        "waited; raise comm.timeout if it is only slow", axis_name(axis->name), axis->size, axis->first,
-                        m->wire.timeout, m->wire.rank);
+            return fail(e, EXIT_PEER,
+                        "a rank of the %s group (%d ranks from %d) did not come to a collective within %.0f s; rank %d "
+                        "waited; raise comm.timeout if it is only slow",
+                        axis_name(axis->name), axis->size, axis->first, m->wire.timeout, m->wire.rank);
         if (nap > 10) nanosleep(&(struct timespec){0, nap * 1000}, NULL);
     }
 }
@@ -112,7 +115,8 @@ static bool mpi_exchange(Wire *w, const Axis *axis, const Parcel *parcels, Error
     }
     for (int j = 0; j < axis->size; j++) {
         int peer = axis->first + j * axis->stride;
-        if (j != axis->index && !post(m, (void *)(uintptr_t)parcels[j].send, parcels[j].send_bytes, peer, false, e)) return false;
+        if (j != axis->index && !post(m, (void *)(uintptr_t)parcels[j].send, parcels[j].send_bytes, peer, false, e))
+            return false;
     }
     const Parcel *own = &parcels[axis->index];
     MUST(own->send_bytes == own->receive_bytes);
@@ -153,7 +157,8 @@ Wire *wire_mpi_open(double timeout, Error *e) {
     }
     MpiWire *m = calloc(1, sizeof *m);
     MUST(m);
-    m->wire = (Wire){.timeout = timeout, .exchange = mpi_exchange, .meet = mpi_meet, .poison = mpi_poison, .close = mpi_close};
+    m->wire = (Wire){
+        .timeout = timeout, .exchange = mpi_exchange, .meet = mpi_meet, .poison = mpi_poison, .close = mpi_close};
     MPI_Comm_size(MPI_COMM_WORLD, &m->wire.world);
     MPI_Comm_rank(MPI_COMM_WORLD, &m->wire.rank);
     return &m->wire;

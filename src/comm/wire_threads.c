@@ -68,9 +68,11 @@ static bool wait_for_all(End *end, Meeting *m, uint64_t target, const Axis *axis
     while (m->arrived < target) {
         if (hub_failed(end->hub, e)) return false;
         if (pthread_cond_timedwait(&m->moved, &m->lock, &until) != ETIMEDOUT || m->arrived >= target) continue;
-        return fail(e, EXIT_PEER, "%llu of the %d ranks of the %s group did not come to a collective within %g s; rank %d waited; "
-                    "raise comm.timeout if they are only slow", (unsigned long long)(target - m->arrived), axis->size,
-                    axis_name(axis->name), end->wire.timeout, end->wire.rank);
+        return fail(e, EXIT_PEER,
+                    "%llu of the %d ranks of the %s group did not come to a collective within %g s; rank %d waited; "
+                    "raise comm.timeout if they are only slow",
+                    (unsigned long long)(target - m->arrived), axis->size, axis_name(axis->name), end->wire.timeout,
+                    end->wire.rank);
     }
     return true;
 }
@@ -78,7 +80,8 @@ static bool wait_for_all(End *end, Meeting *m, uint64_t target, const Axis *axis
 static void threads_poison(Wire *w, const Error *e);
 
 /* A rank that fails to meet ends the wire for all. */
-static bool arrive(End *end, Meeting *m, const Axis *axis, const Parcel *parcels, double clock, uint64_t target, Error *e) {
+static bool arrive(End *end, Meeting *m, const Axis *axis, const Parcel *parcels, double clock, uint64_t target,
+                   Error *e) {
     if (hub_failed(end->hub, e)) return false;
     pthread_mutex_lock(&m->lock);
     m->parcels[axis->index] = parcels;
@@ -106,7 +109,8 @@ static void depart(Meeting *m, uint64_t target) {
 
 static void copy_parcels(Meeting *m, const Axis *axis, const Parcel *parcels) {
     for (int step = 0; step < axis->size; step++) {
-        int j = (axis->index + step) % axis->size; /* everybody starts with himself: no two read the same member first */
+        int j =
+            (axis->index + step) % axis->size; /* everybody starts with himself: no two read the same member first */
         const Parcel *theirs = &m->parcels[j][axis->index];
         MUST(theirs->send_bytes == parcels[j].receive_bytes);
         if (parcels[j].receive_bytes && parcels[j].receive != theirs->send)
@@ -196,8 +200,13 @@ bool wire_threads_open(Wire **wires, int world, double timeout, bool late, Error
         MUST(end);
         end->hub = h;
         end->delay = (unsigned)r + 1;
-        end->wire = (Wire){.world = world, .rank = r, .timeout = timeout, .exchange = threads_exchange, .meet = threads_meet,
-                           .poison = threads_poison, .close = threads_close};
+        end->wire = (Wire){.world = world,
+                           .rank = r,
+                           .timeout = timeout,
+                           .exchange = threads_exchange,
+                           .meet = threads_meet,
+                           .poison = threads_poison,
+                           .close = threads_close};
         wires[r] = &end->wire;
     }
     return true;

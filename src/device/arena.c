@@ -30,8 +30,10 @@ static bool reserve(Arena *a, Error *e) {
     size_t shift = stagger(a->device), bytes = a->capacity + shift + ALIGNMENT;
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
-        return fail(e, EXIT_MEMORY, "cannot reserve %.1f MiB for the %s arena; device %s; use fewer ranks or a smaller batch, "
-                    "or raise the address space limit (ulimit -v)", (double)a->capacity / (1 << 20), a->name, a->device->name);
+        return fail(e, EXIT_MEMORY,
+                    "cannot reserve %.1f MiB for the %s arena; device %s; use fewer ranks or a smaller batch, "
+                    "or raise the address space limit (ulimit -v)",
+                    (double)a->capacity / (1 << 20), a->name, a->device->name);
     if (a->capacity >= HUGE_PAGE) madvise(p, a->capacity + shift, MADV_HUGEPAGE); /* a wish: failing changes nothing */
     a->mapping = p;
     a->mapped = bytes;

@@ -7,7 +7,8 @@
 #include <string.h>
 
 const char *component_name(Component c) {
-    static const char *const names[COMPONENT_COUNT] = {"attention", "dense", "router", "experts", "vocabulary", "optimizer", "other"};
+    static const char *const names[COMPONENT_COUNT] = {"attention",  "dense",     "router", "experts",
+                                                       "vocabulary", "optimizer", "other"};
     MUST(c >= 0 && c < COMPONENT_COUNT);
     return names[c];
 }
@@ -19,7 +20,8 @@ static bool open_kind(Device *d, const char *name, Error *e) {
         return machine_open(name + 4, &d->machine, e);
     }
     if (strcmp(name, "cpu") != 0 && strncmp(name, "cpu:", 4) != 0)
-        return fail(e, EXIT_USAGE, "device: \"%s\" is not a device; use cpu, or sim:NAME to meter without running", name);
+        return fail(e, EXIT_USAGE, "device: \"%s\" is not a device; use cpu, or sim:NAME to meter without running",
+                    name);
     for (int i = 0; i < STREAM_COUNT; i++)
         if (late || i == STREAM_NETWORK) d->stream[i].queue = queue_open(&d->stream[i], late);
     return true;
@@ -41,7 +43,8 @@ Device *device_open(const char *name, int threads, const struct Kernels *kernels
     if (d->sim) return d;
     d->pool = pool_open(threads);
     if (d->pool) return d;
-    fail(e, EXIT_MEMORY, "cannot start %d threads or their scratch memory; device %s; use a smaller compute.threads", threads, name);
+    fail(e, EXIT_MEMORY, "cannot start %d threads or their scratch memory; device %s; use a smaller compute.threads",
+         threads, name);
     device_close(d);
     return NULL;
 }
@@ -102,8 +105,10 @@ void device_read(Stream *s, void *host, Tensor t, ReadKind kind) {
         return;
     }
     event_wait(event_record(s));
-    if (device_failed(d)) memset(host, 0, tensor_bytes(t));
-    else memcpy(host, t.data, tensor_bytes(t));
+    if (device_failed(d))
+        memset(host, 0, tensor_bytes(t));
+    else
+        memcpy(host, t.data, tensor_bytes(t));
     if (d->observe) d->observe(d->read_context, kind, host, t);
 }
 

@@ -26,8 +26,14 @@ typedef enum { TIER_DEVICE, TIER_HOST, TIER_COUNT } Tier;
 
 /* What a FLOP, a byte or a piece of memory is for. */
 typedef enum {
-    COMPONENT_ATTENTION, COMPONENT_DENSE, COMPONENT_ROUTER, COMPONENT_EXPERTS, COMPONENT_VOCABULARY,
-    COMPONENT_OPTIMIZER, COMPONENT_OTHER, COMPONENT_COUNT
+    COMPONENT_ATTENTION,
+    COMPONENT_DENSE,
+    COMPONENT_ROUTER,
+    COMPONENT_EXPERTS,
+    COMPONENT_VOCABULARY,
+    COMPONENT_OPTIMIZER,
+    COMPONENT_OTHER,
+    COMPONENT_COUNT
 } Component;
 const char *component_name(Component c);
 
@@ -43,7 +49,7 @@ typedef struct Arena {
     size_t capacity, used, peak;
     size_t by[COMPONENT_COUNT], by_at_peak[COMPONENT_COUNT];
     struct Arena *next; /* the device's list */
-    void *mapping; /* NULL on sim */
+    void *mapping;      /* NULL on sim */
     size_t mapped;
 } Arena;
 
@@ -55,8 +61,9 @@ bool arena_open(Arena *a, Device *d, const char *name, Tier tier, size_t capacit
 void arena_close(Arena *a);
 Mark arena_mark(const Arena *a);
 void arena_reset(Arena *a, Mark m); /* gives back everything above; debug builds hand out memory full of NaN */
-Tensor arena_tensor(Arena *a, Type type, int dims, const int64_t *dim); /* arena_tensor(a, FP32, DIM(n, h)); 64-byte aligned */
-void *arena_bytes(Arena *a, size_t bytes);                                /* host arenas: plain memory */
+Tensor arena_tensor(Arena *a, Type type, int dims,
+                    const int64_t *dim);   /* arena_tensor(a, FP32, DIM(n, h)); 64-byte aligned */
+void *arena_bytes(Arena *a, size_t bytes); /* host arenas: plain memory */
 
 /* ---- Streams and events ----------------------------------------------------------------------- */
 
@@ -66,9 +73,9 @@ typedef struct {
     double clock; /* sim */
 } Event;
 
-Event event_record(Stream *s);          /* everything issued on s so far */
-void stream_wait(Stream *s, Event e);   /* what is issued on s from now on runs after e */
-void event_wait(Event e);               /* the host waits */
+Event event_record(Stream *s);        /* everything issued on s so far */
+void stream_wait(Stream *s, Event e); /* what is issued on s from now on runs after e */
+void event_wait(Event e);             /* the host waits */
 
 /* Host code reads device data (rows per expert, clip factor and finite check, loss: nowhere else). Waits for s. On sim the
  * bytes come from the device's `answer`. On a failed device the bytes are zeros. */
@@ -150,7 +157,8 @@ struct Device {
 /* `kernels` comes from ops/kernels.h (kernels_for). */
 Device *device_open(const char *name, int threads, const struct Kernels *kernels, Error *e);
 void device_close(Device *d);
-Component device_component(Device *d, Component c); /* sets what the next charges and allocations are for; returns the old */
+Component device_component(Device *d,
+                           Component c); /* sets what the next charges and allocations are for; returns the old */
 void meter_clear(Device *d);
 void device_rate(Device *d, Type t); /* sim: the compute type that FLOPs are charged at */
 

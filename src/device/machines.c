@@ -27,8 +27,10 @@ static const Machine machines[] = {
     {.name = "cpu",
      .cores = true,
      .units = 2,
-     .source = "2 cores of an AMD EPYC (Zen 4, AVX-512, 3.65 GHz): peaks measured between registers; matrix, memory and link rates "
-               "about what linear, AdamW and all_gather reached; attention judged from runs on a busy machine; network: 10 Gb/s "
+     .source = "2 cores of an AMD EPYC (Zen 4, AVX-512, 3.65 GHz): peaks measured between registers; matrix, memory "
+               "and link rates "
+               "about what linear, AdamW and all_gather reached; attention judged from runs on a busy machine; "
+               "network: 10 Gb/s "
                "Ethernet, assumed. `mop doctor --out FILE.json` measures yours",
      .peak = {117 * GB, 233 * GB, 58 * GB},
      .achieved = {[RATE_MATRIX] = {100 * GB, 100 * GB, 50 * GB}, [RATE_ATTENTION] = {45 * GB, 45 * GB, 25 * GB}},

@@ -88,8 +88,10 @@ static void *work_through(void *context) {
         Work *w = &q->work[q->done % QUEUE_LENGTH];
         pthread_mutex_unlock(&q->lock);
         delay(q);
-        if (w->fn) run(q->stream, w->fn, w->args, w->op);
-        else event_wait(w->event);
+        if (w->fn)
+            run(q->stream, w->fn, w->args, w->op);
+        else
+            event_wait(w->event);
         pthread_mutex_lock(&q->lock);
         q->done++;
         pthread_cond_broadcast(&q->moved);
@@ -140,8 +142,10 @@ void stream_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes)
     MUST(bytes <= LAUNCH_BYTES);
     int op = s->charged;
     s->charged = -1;
-    if (s->queue) enqueue(s->queue, fn, args, bytes, (Event){0}, op);
-    else run(s, fn, args, op);
+    if (s->queue)
+        enqueue(s->queue, fn, args, bytes, (Event){0}, op);
+    else
+        run(s, fn, args, op);
 }
 
 Event event_record(Stream *s) {
@@ -164,6 +168,8 @@ void event_wait(Event e) {
 void stream_wait(Stream *s, Event e) {
     if (e.clock > s->clock) s->clock = e.clock;
     if (!e.stream || !e.stream->queue || e.stream == s) return;
-    if (s->queue) enqueue(s->queue, NULL, NULL, 0, e, -1);
-    else event_wait(e);
+    if (s->queue)
+        enqueue(s->queue, NULL, NULL, 0, e, -1);
+    else
+        event_wait(e);
 }

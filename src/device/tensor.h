@@ -17,17 +17,22 @@ typedef struct {
 
 /* An argument that is not given: no data, no dims. */
 #define NONE ((Tensor){0})
-static inline bool tensor_none(Tensor t) { return t.dims == 0; }
+static inline bool tensor_none(Tensor t) {
+    return t.dims == 0;
+}
 
-#define DIM(...) (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]){__VA_ARGS__}
+#define DIM(...)                                                                                                       \
+    (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]) {                                     \
+        __VA_ARGS__                                                                                                    \
+    }
 
 Tensor tensor_at(void *data, Type type, int dims, const int64_t *dim); /* tensor_at(p, FP32, DIM(tokens, width)) */
-int64_t tensor_count(Tensor t);                                         /* elements; 0 for none */
+int64_t tensor_count(Tensor t);                                        /* elements; 0 for none */
 size_t tensor_bytes(Tensor t);
-Tensor tensor_view(Tensor t, int dims, const int64_t *dim);             /* the same elements, other sizes */
-Tensor tensor_rows(Tensor t, int64_t first, int64_t rows);              /* a slice of dim[0] */
-bool tensor_is(Tensor t, Type type, int dims, const int64_t *dim);      /* exactly this type and shape */
-bool tensor_same(Tensor a, Tensor b);                                   /* same type and shape */
+Tensor tensor_view(Tensor t, int dims, const int64_t *dim);        /* the same elements, other sizes */
+Tensor tensor_rows(Tensor t, int64_t first, int64_t rows);         /* a slice of dim[0] */
+bool tensor_is(Tensor t, Type type, int dims, const int64_t *dim); /* exactly this type and shape */
+bool tensor_same(Tensor a, Tensor b);                              /* same type and shape */
 
 /* Element access for plain definitions and tests: any type, in double. bf16 rounds half up, as everywhere. */
 double tensor_get(Tensor t, int64_t i);

@@ -75,15 +75,17 @@ void attention_again(const Model *m, const Weights *w, Saved *k, MicroBatch *b) 
 }
 
 /* Gradient of one projection's raw output back through rope and norm, in place; then into its weight and into dh. */
-static void back_through(const Model *m, const Weights *w, Weights *dw, const MicroBatch *b, Tensor dt, Tensor raw, Tensor inverse,
-                         ParameterName norm, ParameterName projection, Tensor h, Tensor dh, bool add_to_dh) {
+static void back_through(const Model *m, const Weights *w, Weights *dw, const MicroBatch *b, Tensor dt, Tensor raw,
+                         Tensor inverse, ParameterName norm, ParameterName projection, Tensor h, Tensor dh,
+                         bool add_to_dh) {
     Stream *s = m->compute;
     Mark mark = arena_mark(m->work);
     Tensor draw = dt;
     if (norm != V) rope(s, dt, dt, b->rope, true);
     if (norm != V && m->spec->qk_norm != QK_NORM_NONE) {
         draw = arena_tensor(m->work, m->real, dt.dims, dt.dim);
-        rms_norm_backward(s, norm_rows(m->spec, draw), dw->at[norm], norm_rows(m->spec, dt), norm_rows(m->spec, raw), w->at[norm], inverse, false);
+        rms_norm_backward(s, norm_rows(m->spec, draw), dw->at[norm], norm_rows(m->spec, dt), norm_rows(m->spec, raw),
+                          w->at[norm], inverse, false);
     }
     Tensor flat = tensor_view(draw, DIM(draw.dim[0], draw.dim[1] * draw.dim[2]));
     linear_dw(s, dw->at[projection], flat, h);
@@ -108,10 +110,12 @@ void attention_backward_pass(const Model *m, const Weights *w, Weights *dw, Save
     Mark inner = arena_mark(m->work);
     Tensor delta = arena_tensor(m->work, m->sum, DIM(spec->heads, T));
     Tensor q = turned(m, b, k->q, w->at[Q_NORM], k->q_inverse), kk = turned(m, b, k->k, w->at[K_NORM], k->k_inverse);
-    attention_backward(s, dq, dk, dv, delta, dattention, k->attention, k->lse, q, kk, k->v, b->start, attention_shape(spec, b));
+    attention_backward(s, dq, dk, dv, delta, dattention, k->attention, k->lse, q, kk, k->v, b->start,
+                       attention_shape(spec, b));
     arena_reset(m->work, inner);
 
-    Tensor h = arena_tensor(m->work, m->real, DIM(T, spec->hidden)), dh = arena_tensor(m->work, m->real, DIM(T, spec->hidden));
+    Tensor h = arena_tensor(m->work, m->real, DIM(T, spec->hidden)),
+           dh = arena_tensor(m->work, m->real, DIM(T, spec->hidden));
     rms_norm(s, h, k->inverse1, k->x, w->at[ATTENTION_NORM], spec->norm_epsilon);
     back_through(m, w, dw, b, dq, k->q, k->q_inverse, Q_NORM, Q, h, dh, false);
     back_through(m, w, dw, b, dk, k->k, k->k_inverse, K_NORM, K, h, dh, true);

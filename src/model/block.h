@@ -12,7 +12,8 @@
 
 /* attention.c: k->x -> k->y = x + attention(x). */
 void attention_forward(const Model *m, const Weights *w, Saved *k, MicroBatch *b, Arena *kept, Arena *home);
-void attention_again(const Model *m, const Weights *w, Saved *k, MicroBatch *b); /* all but attention itself, into scratch */
+void attention_again(const Model *m, const Weights *w, Saved *k,
+                     MicroBatch *b); /* all but attention itself, into scratch */
 void attention_backward_pass(const Model *m, const Weights *w, Weights *dw, Saved *k, MicroBatch *b);
 
 /* mlp.c: k->y -> out = y + mlp(y), a dense MLP. */

@@ -19,8 +19,10 @@ void layer_forward(const Model *m, int64_t layer, const Weights *w, Saved *k, Mi
     Tensor out = m->evaluating ? b->x : arena_tensor(m->saved, m->real, DIM(b->tokens, m->spec->hidden));
     attention_forward(m, w, k, b, kept, home);
     device_component(m->device, COMPONENT_DENSE);
-    if (m->spec->dense[layer]) mlp_forward(m, w, k, b, out, home);
-    else moe_forward(m, w, k, b, out, home);
+    if (m->spec->dense[layer])
+        mlp_forward(m, w, k, b, out, home);
+    else
+        moe_forward(m, w, k, b, out, home);
     arena_reset(m->work, mark);
     b->x = out;
     device_component(m->device, before);
@@ -33,12 +35,16 @@ void layer_backward(const Model *m, int64_t layer, const Weights *w, Weights *dw
     if (m->recompute) {
         attention_again(m, w, k, b);
         device_component(m->device, COMPONENT_DENSE);
-        if (dense) mlp_again(m, w, k, b);
-        else moe_again(m, w, k, b);
+        if (dense)
+            mlp_again(m, w, k, b);
+        else
+            moe_again(m, w, k, b);
     }
     device_component(m->device, COMPONENT_DENSE);
-    if (dense) mlp_backward(m, w, dw, k, b);
-    else moe_backward(m, w, dw, k, b);
+    if (dense)
+        mlp_backward(m, w, dw, k, b);
+    else
+        moe_backward(m, w, dw, k, b);
     device_component(m->device, COMPONENT_ATTENTION);
     attention_backward_pass(m, w, dw, k, b);
     arena_reset(m->work, mark);

@@ -9,6 +9,7 @@
 
 /* ---- Spec: a family is data ------------------------------------------------------------------- */
 
+/* clang-format off */
 typedef enum {
     EMBED,                                    /* [V, H] */
     ATTENTION_NORM, Q, K, V, O,               /* [H]; [heads d, H], [kv d, H], [kv d, H]; [H, heads d] */
@@ -20,6 +21,7 @@ typedef enum {
     FINAL_NORM, HEAD,                         /* [H]; [V, H], absent when tied */
     PARAMETER_COUNT
 } ParameterName;
+/* clang-format on */
 
 typedef enum { QK_NORM_NONE, QK_NORM_HEAD, QK_NORM_WHOLE } QkNorm;
 
@@ -60,8 +62,8 @@ int64_t spec_active_parameters(const Spec *s); /* used by one token, embedding l
 typedef struct {
     int dims;
     int64_t dim[3];
-    bool expert;         /* dim[0] counts experts */
-    bool norm;           /* initialised to 1, else normal(0, initializer_range) */
+    bool expert; /* dim[0] counts experts */
+    bool norm;   /* initialised to 1, else normal(0, initializer_range) */
     Component component;
 } Shape;
 bool spec_shape(const Spec *s, ParameterName p, int64_t layer, Shape *out);
@@ -80,27 +82,28 @@ typedef struct {
 typedef struct {
     int64_t tokens, sequences, pairs;
     Tensor token, target, position, start, sequence; /* int32 [tokens] */
-    Tensor rows;                                      /* fp64 [sequences]: MoE layers x real positions */
-    Tensor rope;                                      /* sum [tokens, head_dim] */
-    Tensor counts, mass;                              /* fp64 [sequences, experts] */
-    Tensor x;                                         /* the tensor between layers; in backward its gradient */
-    Tensor gradient;                                  /* [T, H]: where that gradient lives */
+    Tensor rows;                                     /* fp64 [sequences]: MoE layers x real positions */
+    Tensor rope;                                     /* sum [tokens, head_dim] */
+    Tensor counts, mass;                             /* fp64 [sequences, experts] */
+    Tensor x;                                        /* the tensor between layers; in backward its gradient */
+    Tensor gradient;                                 /* [T, H]: where that gradient lives */
 } MicroBatch;
 
 /* What one layer and micro-batch keeps. Between forward and backward `x`, `attention` and `lse` always live; the others live
  * too, or are computed again in backward (compute.activations). */
 typedef struct {
-    Tensor x;                              /* [T, H] the layer's input */
-    Tensor inverse1, q, k, v;              /* before norm and rope */
+    Tensor x;                 /* [T, H] the layer's input */
+    Tensor inverse1, q, k, v; /* before norm and rope */
     Tensor q_inverse, k_inverse;
-    Tensor attention, lse;                 /* [T, heads, d], [heads, T] */
-    Tensor y, inverse2;                    /* [T, H] after attention */
-    Tensor gate, up;                       /* [rows, I] (or dense [T, D]) */
+    Tensor attention, lse; /* [T, heads, d], [heads, T] */
+    Tensor y, inverse2;    /* [T, H] after attention */
+    Tensor gate, up;       /* [rows, I] (or dense [T, D]) */
     /* routing */
     Tensor logits, p, chosen, weight, z_lse, order, place;
-    Tensor rows_in, rows_weight;           /* [rows, H], [rows]: what the experts here got, expert-major */
-    Tensor index, back;                    /* between arriving and expert-major */
-    int64_t *send, *receive, *expert_rows; /* host: rows to and from each member of the expert group; rows per expert here */
+    Tensor rows_in, rows_weight; /* [rows, H], [rows]: what the experts here got, expert-major */
+    Tensor index, back;          /* between arriving and expert-major */
+    int64_t *send, *receive;     /* host: rows to and from each member of the expert group */
+    int64_t *expert_rows;        /* host: rows of each expert here */
     int64_t arrived;
 } Saved;
 
@@ -113,11 +116,11 @@ typedef struct Model {
     bool recompute;
     int64_t loss_chunk;
     int64_t expert_first, experts_here, experts_each; /* this rank's experts; ceil(E / E_p) */
-    Arena *saved, *work, *host; /* activations kept; scratch; host arrays */
-    RouteLoss route_loss;       /* of the step at hand */
-    Tensor z, real_positions;   /* fp64 [1]: sum of lse^2; real positions of the step over all ranks */
-    double *load;               /* host [E]: rows that this rank has sent to each expert */
-    bool evaluating;            /* keep nothing; a layer's output replaces its input */
+    Arena *saved, *work, *host;                       /* activations kept; scratch; host arrays */
+    RouteLoss route_loss;                             /* of the step at hand */
+    Tensor z, real_positions; /* fp64 [1]: sum of lse^2; real positions of the step over all ranks */
+    double *load;             /* host [E]: rows that this rank has sent to each expert */
+    bool evaluating;          /* keep nothing; a layer's output replaces its input */
 } Model;
 
 /* b->x = table[token], b->x [T, H]. */

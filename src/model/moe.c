@@ -207,7 +207,8 @@ void moe_again(const Model *m, const Weights *w, Saved *k, MicroBatch *b) {
 }
 
 /* Gradients of the experts' rows: drows [R, H] holds that of their outputs and becomes that of their inputs. dweight [R]. */
-static void experts_backward(const Model *m, const Weights *w, Weights *dw, const Saved *k, Tensor drows, Tensor dweight) {
+static void experts_backward(const Model *m, const Weights *w, Weights *dw, const Saved *k, Tensor drows,
+                             Tensor dweight) {
     Stream *s = m->compute;
     Mark mark = arena_mark(m->work);
     Tensor active = arena_tensor(m->work, m->real, DIM(k->arrived, m->spec->expert_hidden));
@@ -233,7 +234,8 @@ void moe_backward(const Model *m, const Weights *w, Weights *dw, Saved *k, Micro
     Tensor dh = arena_tensor(m->work, m->real, DIM(T, H));
     Tensor dweight = arena_tensor(m->work, m->sum, DIM(T, spec->top_k));
     Mark rows_mark = arena_mark(m->work);
-    Tensor sorted = arena_tensor(m->work, m->real, DIM(slots, H)), sorted_dweight = arena_tensor(m->work, m->sum, DIM(slots, 1));
+    Tensor sorted = arena_tensor(m->work, m->real, DIM(slots, H)),
+           sorted_dweight = arena_tensor(m->work, m->sum, DIM(slots, 1));
     Tensor drows = other_side(m, sorted, k->arrived), rows_dweight = other_side(m, sorted_dweight, k->arrived);
     gather_rows(s, sorted, b->x, k->order, spec->top_k);
     to_experts(m, k, drows, sorted);
@@ -246,7 +248,8 @@ void moe_backward(const Model *m, const Weights *w, Weights *dw, Saved *k, Micro
 
     device_component(m->device, COMPONENT_ROUTER);
     Tensor dlogits = arena_tensor(m->work, m->real, DIM(T, spec->experts)), h = normed(m, w, k, b);
-    route_backward(s, dlogits, dweight, k->p, k->chosen, k->z_lse, b->counts, b->rows, b->sequence, m->real_positions, m->route_loss);
+    route_backward(s, dlogits, dweight, k->p, k->chosen, k->z_lse, b->counts, b->rows, b->sequence, m->real_positions,
+                   m->route_loss);
     linear_dw(s, dw->at[ROUTER], dlogits, h);
     linear_dx(s, dh, dlogits, w->at[ROUTER], true);
     rms_norm_backward(s, b->x, dw->at[MLP_NORM], dh, k->y, w->at[MLP_NORM], k->inverse2, true);

@@ -15,7 +15,8 @@ void embed_backward(const Model *m, Weights *dw, const MicroBatch *b) {
 }
 
 /* One chunk: hidden [c, H] -> loss, and with dw: dhidden [c, H] and the head's gradient. */
-static void chunk_loss(const Model *m, const Weights *w, Weights *dw, Tensor hidden, Tensor dhidden, Tensor target, Tensor loss, Tensor trained) {
+static void chunk_loss(const Model *m, const Weights *w, Weights *dw, Tensor hidden, Tensor dhidden, Tensor target,
+                       Tensor loss, Tensor trained) {
     Stream *s = m->compute;
     int64_t c = hidden.dim[0], V = m->spec->vocabulary;
     Mark mark = arena_mark(m->work);
@@ -42,10 +43,12 @@ void head_loss(const Model *m, const Weights *w, Weights *dw, MicroBatch *b, Ten
     rms_norm(m->compute, hidden, inverse, b->x, w->at[FINAL_NORM], m->spec->norm_epsilon);
     for (int64_t at = 0; at < T; at += m->loss_chunk) {
         int64_t c = min64(m->loss_chunk, T - at);
-        chunk_loss(m, w, dw, tensor_rows(hidden, at, c), tensor_rows(dhidden, at, c), tensor_rows(b->target, at, c), loss, trained);
+        chunk_loss(m, w, dw, tensor_rows(hidden, at, c), tensor_rows(dhidden, at, c), tensor_rows(b->target, at, c),
+                   loss, trained);
     }
     if (dw) {
-        rms_norm_backward(m->compute, b->gradient, dw->at[FINAL_NORM], dhidden, b->x, w->at[FINAL_NORM], inverse, false);
+        rms_norm_backward(m->compute, b->gradient, dw->at[FINAL_NORM], dhidden, b->x, w->at[FINAL_NORM], inverse,
+                          false);
         b->x = b->gradient;
     }
     arena_reset(m->work, mark);
@@ -55,7 +58,8 @@ void head_loss(const Model *m, const Weights *w, Weights *dw, MicroBatch *b, Ten
 void head_logits(const Model *m, const Weights *w, const MicroBatch *b, int64_t row, Tensor logits) {
     Component before = device_component(m->device, COMPONENT_VOCABULARY);
     Mark mark = arena_mark(m->work);
-    Tensor inverse = arena_tensor(m->work, m->sum, DIM(1)), hidden = arena_tensor(m->work, m->real, DIM(1, m->spec->hidden));
+    Tensor inverse = arena_tensor(m->work, m->sum, DIM(1)),
+           hidden = arena_tensor(m->work, m->real, DIM(1, m->spec->hidden));
     rms_norm(m->compute, hidden, inverse, tensor_rows(b->x, row, 1), w->at[FINAL_NORM], m->spec->norm_epsilon);
     linear(m->compute, logits, hidden, w->at[HEAD]);
     arena_reset(m->work, mark);

@@ -6,6 +6,7 @@
 #include "device/pool.h"
 #include "ops/ops.h"
 
+/* clang-format off: tables */
 typedef enum {
     OP_LINEAR, OP_LINEAR_DX, OP_LINEAR_DW, OP_EXPERTS_LINEAR, OP_EXPERTS_LINEAR_DX, OP_EXPERTS_LINEAR_DW,
     OP_SWIGLU, OP_SWIGLU_BACKWARD, OP_RMS_NORM, OP_RMS_NORM_BACKWARD, OP_ADD, OP_ZERO, OP_COPY,
@@ -30,6 +31,8 @@ typedef struct { Tensor order, place, counts, chosen; int64_t first, experts; } 
 typedef struct { Tensor y, x, index, base, place; int64_t divide; } RowsArgs;              /* sum_slots: x = rows */
 typedef struct { Tensor loss, dlogits, logits, target, trained; } CrossEntropyArgs;
 typedef struct { Tensor weight, low, m, v, gradient; AdamW h; } AdamWArgs;
+
+/* clang-format on */
 
 /* run[0]: fp32 and bf16 data (sums in fp32); run[1]: fp64. The op's own real tensors decide (see ops/launch.h), not its fp64
  * counts and losses; integers, and a copy between fp64 and another type, always take the plain kernel. An entry of the fast

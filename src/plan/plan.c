@@ -139,7 +139,8 @@ static void print_traffic(const Meter *m, FILE *f) {
         for (int c = 0; c < COLLECTIVE_COUNT; c++) {
             const TrafficCount *t = &m->traffic[g][c];
             if (t->sent + t->received == 0) continue;
-            fprintf(f, "%-19s %-15s %8lld ", axis_name((AxisName)g), collective_name((Collective)c), (long long)t->calls);
+            fprintf(f, "%-19s %-15s %8lld ", axis_name((AxisName)g), collective_name((Collective)c),
+                    (long long)t->calls);
             print_bytes(f, (double)t->sent);
             fprintf(f, " ");
             print_bytes(f, (double)t->received);
@@ -173,7 +174,9 @@ static void print_work(const Price *p, FILE *f) {
     for (int k = 0; k < COMPONENT_COUNT; k++) total += (double)p->meter.flops[k];
     fprintf(f, "\n%-12s %10s   a step, this rank\n", "component", "GFLOP");
     for (int k = 0; k < COMPONENT_COUNT; k++)
-        if (p->meter.flops[k]) fprintf(f, "%-12s %10.2f  %4.1f %%\n", component_name((Component)k), (double)p->meter.flops[k] / 1e9, 100 * (double)p->meter.flops[k] / total);
+        if (p->meter.flops[k])
+            fprintf(f, "%-12s %10.2f  %4.1f %%\n", component_name((Component)k), (double)p->meter.flops[k] / 1e9,
+                    100 * (double)p->meter.flops[k] / total);
     fprintf(f, "%-12s %10.2f\n", "total", total / 1e9);
 }
 
@@ -182,9 +185,11 @@ static bool print_time(const Config *c, int world, double seconds, FILE *f, Erro
     Machine m;
     if (!machine_open(plan_machine(c), &m, e)) return false;
     int64_t nodes = ceil_div(world, machine_ranks_per_node(&m, (int)max64(1, c->compute_threads)));
-    fprintf(f, "\npredicted %.3f s a step with balanced routing on machine \"%s\": %lld node%s of %lld %s%s\n", seconds, m.name, (long long)nodes,
-            nodes > 1 ? "s" : "", (long long)m.units, m.cores ? "core" : "GPU", m.units > 1 ? "s" : "");
-    if (m.nodes > 0 && nodes > m.nodes) fprintf(f, "the machine has only %lld: its network is assumed between more\n", (long long)m.nodes);
+    fprintf(f, "\npredicted %.3f s a step with balanced routing on machine \"%s\": %lld node%s of %lld %s%s\n", seconds,
+            m.name, (long long)nodes, nodes > 1 ? "s" : "", (long long)m.units, m.cores ? "core" : "GPU",
+            m.units > 1 ? "s" : "");
+    if (m.nodes > 0 && nodes > m.nodes)
+        fprintf(f, "the machine has only %lld: its network is assumed between more\n", (long long)m.nodes);
     return true;
 }
 
@@ -194,10 +199,10 @@ bool plan_print(const Config *c, const Spec *spec, int world, FILE *f, Error *e)
     bool ok = plan_price(c, spec, world, worst, e) && plan_time(c, spec, world, usual, e);
     if (ok) {
         int r = heaviest(worst, world);
-        fprintf(f, "model     %s, %s parameters, %s active\n", spec->family->model_type, parameters_shown(spec_parameters(spec)).text,
-                parameters_shown(spec_active_parameters(spec)).text);
-        fprintf(f, "step      %lld sequences x %lld tokens in %lld micro-batches, %s\n", (long long)c->train_sequences, (long long)c->train_sequence_length,
-                (long long)c->train_micro_batches, type_name(c->compute_type));
+        fprintf(f, "model     %s, %s parameters, %s active\n", spec->family->model_type,
+                parameters_shown(spec_parameters(spec)).text, parameters_shown(spec_active_parameters(spec)).text);
+        fprintf(f, "step      %lld sequences x %lld tokens in %lld micro-batches, %s\n", (long long)c->train_sequences,
+                (long long)c->train_sequence_length, (long long)c->train_micro_batches, type_name(c->compute_type));
         fprintf(f, "ranks     %d\n", world);
         print_groups(c, world, f);
         fprintf(f, "\nmemory of rank %d (the largest) for any routing\n", r);

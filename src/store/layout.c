@@ -4,8 +4,9 @@
 #include <stdlib.h>
 
 static const ParameterName embed_parameters[] = {EMBED};
-static const ParameterName layer_parameters[] = {ATTENTION_NORM, Q, K, V, O, Q_NORM, K_NORM, MLP_NORM, MLP_GATE, MLP_UP, MLP_DOWN,
-                                                 ROUTER, EXPERT_GATE, EXPERT_UP, EXPERT_DOWN};
+static const ParameterName layer_parameters[] = {ATTENTION_NORM, Q,      K,           V,         O,
+                                                 Q_NORM,         K_NORM, MLP_NORM,    MLP_GATE,  MLP_UP,
+                                                 MLP_DOWN,       ROUTER, EXPERT_GATE, EXPERT_UP, EXPERT_DOWN};
 static const ParameterName head_parameters[] = {FINAL_NORM, HEAD};
 
 static int64_t elements(const Shape *s) {
@@ -15,7 +16,8 @@ static int64_t elements(const Shape *s) {
 }
 
 /* Dense parameters first: their offsets count in the flat part; experts' follow the shard. */
-static void lay_out(PartLayout *p, const Spec *spec, const Layout *l, const ParameterName *names, size_t n, int64_t members) {
+static void lay_out(PartLayout *p, const Spec *spec, const Layout *l, const ParameterName *names, size_t n,
+                    int64_t members) {
     for (int experts = 0; experts < 2; experts++) {
         int64_t at = experts ? p->shard : 0;
         for (size_t i = 0; i < n; i++) {
@@ -84,9 +86,12 @@ Layout *layout_open(const Spec *spec, const Mesh *mesh) {
     for (int64_t i = 0; i < l->parts; i++) {
         PartLayout *p = &l->part[i];
         p->layer = i == 0 || i == l->parts - 1 ? -1 : i - 1;
-        if (i == 0) lay_out(p, spec, l, embed_parameters, COUNT(embed_parameters), members);
-        else if (i == l->parts - 1) lay_out(p, spec, l, head_parameters, COUNT(head_parameters), members);
-        else lay_out(p, spec, l, layer_parameters, COUNT(layer_parameters), members);
+        if (i == 0)
+            lay_out(p, spec, l, embed_parameters, COUNT(embed_parameters), members);
+        else if (i == l->parts - 1)
+            lay_out(p, spec, l, head_parameters, COUNT(head_parameters), members);
+        else
+            lay_out(p, spec, l, layer_parameters, COUNT(layer_parameters), members);
     }
     for (int64_t i = 0; i < l->parts; i++) slice_part(l, i, spec, mesh);
     return l;

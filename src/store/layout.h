@@ -17,11 +17,11 @@ typedef struct {
 } Entry;
 
 typedef struct {
-    int64_t layer;                /* -1 for embedding and head */
+    int64_t layer; /* -1 for embedding and head */
     int entries;
     Entry entry[PARAMETER_COUNT]; /* dense ones first */
     int dense_entries;
-    int64_t whole, shard, kept;   /* elements: dense flat, padded; this rank's; with its experts */
+    int64_t whole, shard, kept; /* elements: dense flat, padded; this rank's; with its experts */
 } PartLayout;
 
 typedef struct {

@@ -55,7 +55,9 @@ static bool sharded(const Store *s) {
 }
 
 static Component part_component(const Store *s, int64_t part) {
-    return part == 0 || part == s->layout->parts - 1 ? COMPONENT_VOCABULARY : s->spec->dense[part - 1] ? COMPONENT_DENSE : COMPONENT_EXPERTS;
+    return part == 0 || part == s->layout->parts - 1 ? COMPONENT_VOCABULARY
+           : s->spec->dense[part - 1]                ? COMPONENT_DENSE
+                                                     : COMPONENT_EXPERTS;
 }
 
 static void open_part(Store *s, int64_t i) {
@@ -120,8 +122,13 @@ Store *store_open(const Config *c, const Spec *spec, Comm *comm, const size_t ca
     Store *s = calloc(1, sizeof *s);
     MUST(s);
     Device *d = comm->device;
-    *s = (Store){.spec = spec, .comm = comm, .device = d, .real = c->compute_type, .sum = type_sum(c->compute_type),
-                 .compute = &d->stream[STREAM_COMPUTE], .network = &d->stream[STREAM_NETWORK]};
+    *s = (Store){.spec = spec,
+                 .comm = comm,
+                 .device = d,
+                 .real = c->compute_type,
+                 .sum = type_sum(c->compute_type),
+                 .compute = &d->stream[STREAM_COMPUTE],
+                 .network = &d->stream[STREAM_NETWORK]};
     s->layout = layout_open(spec, &comm->mesh);
     s->part = calloc((size_t)s->layout->parts, sizeof *s->part);
     MUST(s->part);
@@ -191,7 +198,8 @@ static void start_moving(Store *s, int64_t part) {
     apply_due(s, part);
     if (!sharded(s)) return;
     stream_wait(s->network, event_record(s->compute)); /* the slot's last reader, and the update */
-    all_gather(&s->comm->group[AXIS_DENSE], s->network, p->whole, tensor_rows(p->weight, 0, s->layout->part[part].shard));
+    all_gather(&s->comm->group[AXIS_DENSE], s->network, p->whole,
+               tensor_rows(p->weight, 0, s->layout->part[part].shard));
     p->here = event_record(s->network);
 }
 
@@ -231,7 +239,8 @@ static void lend(Store *s, int64_t part, Weights *out) {
 /* The slot's last user may still be summing it over the network. */
 static void await_slot(Store *s, int64_t part) {
     for (int64_t i = 0; i < s->layout->parts; i++)
-        if (s->part[i].whole_gradient.data == s->part[part].whole_gradient.data) stream_wait(s->compute, s->part[i].given);
+        if (s->part[i].whole_gradient.data == s->part[part].whole_gradient.data)
+            stream_wait(s->compute, s->part[i].given);
 }
 
 Weights store_gradients(Store *s, int64_t part) {
@@ -253,7 +262,8 @@ Weights store_gradients(Store *s, int64_t part) {
 void store_give(Store *s, int64_t part) {
     Part *p = &s->part[part];
     const PartLayout *l = &s->layout->part[part];
-    Tensor shard = tensor_rows(p->gradient, 0, l->shard), experts = tensor_rows(p->gradient, l->shard, l->kept - l->shard);
+    Tensor shard = tensor_rows(p->gradient, 0, l->shard),
+           experts = tensor_rows(p->gradient, l->shard, l->kept - l->shard);
     stream_wait(s->network, event_record(s->compute));
     if (sharded(s)) reduce_scatter(&s->comm->group[AXIS_DENSE], s->network, shard, p->whole_gradient);
     all_reduce(&s->comm->group[AXIS_DENSE_REPLICA], s->network, shard);
@@ -285,7 +295,8 @@ static void square_sums(Store *s) {
         const PartLayout *l = &s->layout->part[i];
         for (int j = 0; j < l->entries; j++) {
             int64_t at = l->entry[j].shape.expert ? expert++ : dense++;
-            square_sum(s->compute, tensor_view(tensor_rows(s->norms, at, 1), DIM(1)), kept_gradient(s, i, &l->entry[j]));
+            square_sum(s->compute, tensor_view(tensor_rows(s->norms, at, 1), DIM(1)),
+                       kept_gradient(s, i, &l->entry[j]));
         }
     }
 }
@@ -293,8 +304,10 @@ static void square_sums(Store *s) {
 /* Each element counts once: on the first of the ranks that hold it. */
 static void total(Store *s, AxisName replica, int64_t first, int64_t count, int64_t slot) {
     Tensor out = tensor_rows(s->totals, slot, 1);
-    if (s->comm->mesh.axis[replica].index == 0 && count > 0) sum_rows(s->compute, tensor_view(out, DIM(1)), tensor_rows(s->norms, first, count));
-    else zero(s->compute, out);
+    if (s->comm->mesh.axis[replica].index == 0 && count > 0)
+        sum_rows(s->compute, tensor_view(out, DIM(1)), tensor_rows(s->norms, first, count));
+    else
+        zero(s->compute, out);
 }
 
 static bool all_finite(const Store *s, const Slice *slice) {
@@ -445,7 +458,9 @@ static void initialise_chunk(void *context, int64_t chunk, int worker) {
     Type sum = a->store->sum;
     double values[CHUNK];
     for (int64_t i = 0; i < n; i++)
-        values[i] = a->deviation == 0 ? 1 : a->deviation * random_normal(a->seed, RANDOM_WEIGHTS, a->name, (uint64_t)(a->slice->first + from + i));
+        values[i] = a->deviation == 0 ? 1
+                                      : a->deviation * random_normal(a->seed, RANDOM_WEIGHTS, a->name,
+                                                                     (uint64_t)(a->slice->first + from + i));
     if (sum == FP64) {
         put(a->store, a->slice, STORE_MASTER, from, n, values);
         return;
@@ -461,7 +476,10 @@ void store_initialise(Store *s, uint64_t seed) {
         const Slice *slice = &s->layout->slice[i];
         Shape shape;
         MUST(spec_shape(s->spec, slice->parameter, slice->layer, &shape));
-        Initialise a = {.store = s, .slice = slice, .seed = seed, .name = name_hash(slice->name),
+        Initialise a = {.store = s,
+                        .slice = slice,
+                        .seed = seed,
+                        .name = name_hash(slice->name),
                         .deviation = shape.norm ? 0 : s->spec->initializer_range};
         pool_run(s->device->pool, ceil_div(slice->count, CHUNK), initialise_chunk, &a);
     }

@@ -19,10 +19,12 @@
 typedef struct Store Store;
 
 typedef struct {
-    Arena weights, state, gradients, slots; /* persistent shards; moments and low halves; gradient shards; gathered parts */
+    Arena weights, state, gradients,
+        slots; /* persistent shards; moments and low halves; gradient shards; gathered parts */
 } StoreArenas;
 
-Store *store_open(const Config *c, const Spec *spec, Comm *comm, const size_t capacity[4], Error *e); /* capacity: of the arenas, in order */
+Store *store_open(const Config *c, const Spec *spec, Comm *comm, const size_t capacity[4],
+                  Error *e); /* capacity: of the arenas, in order */
 void store_close(Store *s);
 int64_t store_parts(const Store *s); /* layers + 2 */
 StoreArenas *store_arenas(Store *s);
@@ -53,7 +55,7 @@ typedef enum { STORE_WEIGHT, STORE_MASTER, STORE_M, STORE_V, STORE_GRADIENT } St
 
 /* A run of consecutive elements of one Hugging Face tensor that this rank holds. */
 typedef struct {
-    char name[200];       /* logical name, for example model.layers.3.mlp.experts.5.up_proj.weight */
+    char name[200]; /* logical name, for example model.layers.3.mlp.experts.5.up_proj.weight */
     int dims;
     int64_t dim[2];       /* of the whole tensor */
     int64_t first, count; /* elements [first, first + count) of it */

@@ -25,7 +25,8 @@ static int64_t member_slots(const Run *r, int64_t member, int64_t micro) {
     const Axis *a = &r->comm.group[AXIS_EXPERT].axis;
     int64_t rank = a->first + member * a->stride;
     if (r->context > 0) return rank == 0 ? r->context * r->spec->top_k : 0;
-    return run_sequences(r->config, r->comm.mesh.world, rank, micro) * r->config->train_sequence_length * r->spec->top_k;
+    return run_sequences(r->config, r->comm.mesh.world, rank, micro) * r->config->train_sequence_length *
+           r->spec->top_k;
 }
 
 static void balanced(const Run *r, int64_t micro, int64_t *table, int64_t members, int64_t experts) {
@@ -53,10 +54,13 @@ static void worst(const Run *r, int64_t micro, int64_t *table, int64_t members, 
 static void replay(Answers *a, int64_t *table, int64_t members, int64_t experts) {
     int64_t head[2] = {0};
     size_t n = (size_t)(members * experts);
-    bool ok = fread(head, sizeof head, 1, a->file) == 1 && head[0] == members && head[1] == experts && fread(table, sizeof *table, n, a->file) == n;
+    bool ok = fread(head, sizeof head, 1, a->file) == 1 && head[0] == members && head[1] == experts &&
+              fread(table, sizeof *table, n, a->file) == n;
     if (ok) return;
     Error e = {0};
-    fail(&e, EXIT_DATA, "sim.routing: the recorded routing ends early or is of another layout; rank %d; record it again with sim.record",
+    fail(&e, EXIT_DATA,
+         "sim.routing: the recorded routing ends early or is of another layout; rank %d; record it again with "
+         "sim.record",
          a->run->comm.mesh.rank);
     device_fail(a->run->device, &e);
     memset(table, 0, n * sizeof *table);
@@ -73,9 +77,12 @@ static void answer(void *context, ReadKind kind, void *host, Tensor t) {
         return;
     }
     int64_t micro = a->reads++ % a->run->micro_batches;
-    if (a->routing == REPLAY) replay(a, host, t.dim[0], t.dim[1]);
-    else if (a->routing == WORST) worst(a->run, micro, host, t.dim[0], t.dim[1]);
-    else balanced(a->run, micro, host, t.dim[0], t.dim[1]);
+    if (a->routing == REPLAY)
+        replay(a, host, t.dim[0], t.dim[1]);
+    else if (a->routing == WORST)
+        worst(a->run, micro, host, t.dim[0], t.dim[1]);
+    else
+        balanced(a->run, micro, host, t.dim[0], t.dim[1]);
 }
 
 static void record(void *context, ReadKind kind, const void *host, Tensor t) {

@@ -41,7 +41,8 @@ void run_load_batch(Run *r, int64_t step) {
     int64_t world = r->comm.mesh.world, first = step * c->train_sequences + r->comm.mesh.rank;
     for (int64_t i = 0; i < r->micro_batches; i++) {
         Batch *b = &r->batch[i];
-        batch_fill(b, r->tokens, c->train_seed, first, world, r->micro[i].sequences, c->train_sequence_length, r->spec->window);
+        batch_fill(b, r->tokens, c->train_seed, first, world, r->micro[i].sequences, c->train_sequence_length,
+                   r->spec->window);
         first += world * r->micro[i].sequences;
     }
     run_upload(r);
@@ -51,7 +52,8 @@ void run_load_in_order(Run *r, int64_t first_piece) {
     const Config *c = r->config;
     int64_t world = r->comm.mesh.world, first = first_piece + r->comm.mesh.rank;
     for (int64_t i = 0; i < r->micro_batches; i++) {
-        batch_fill_in_order(&r->batch[i], r->tokens, first, world, r->micro[i].sequences, c->train_sequence_length, r->spec->window);
+        batch_fill_in_order(&r->batch[i], r->tokens, first, world, r->micro[i].sequences, c->train_sequence_length,
+                            r->spec->window);
         first += world * r->micro[i].sequences;
     }
     run_upload(r);

@@ -8,7 +8,8 @@
 #include <unistd.h>
 
 static bool open_weights(Session *s, Run *r, Error *e) {
-    if (!*s->weights && r->comm.mesh.rank == 0) fprintf(stderr, "mop: model.path is not given: the weights are random\n");
+    if (!*s->weights && r->comm.mesh.rank == 0)
+        fprintf(stderr, "mop: model.path is not given: the weights are random\n");
     Checkpoints *c = session_checkpoints(s, r, "", e);
     bool ok = c && session_weights(s, r, c, e);
     checkpoints_close(c);
@@ -21,12 +22,15 @@ static bool evaluate_rank(Session *s, Run *r, Error *e) {
     Evaluation v;
     if (!open_weights(s, r, e) || !evaluate(r, &v, e)) return false;
     if (r->comm.mesh.rank != 0) return true;
-    if (v.trained == 0) return fail(e, EXIT_DATA, "data.path has no position to predict; give documents of at least two tokens");
+    if (v.trained == 0)
+        return fail(e, EXIT_DATA, "data.path has no position to predict; give documents of at least two tokens");
     TokensInfo info = tokens_info(s->tokens);
     double loss = v.loss / (double)v.trained;
     printf("{\"loss\": %.17g, \"tokens\": %lld, \"perplexity\": %.17g, ", loss, (long long)v.trained, exp(loss));
-    if (info.text_bytes > 0) printf("\"bits_per_byte\": %.17g}\n", v.loss / log(2) / (double)info.text_bytes);
-    else printf("\"bits_per_byte\": null}\n");
+    if (info.text_bytes > 0)
+        printf("\"bits_per_byte\": %.17g}\n", v.loss / log(2) / (double)info.text_bytes);
+    else
+        printf("\"bits_per_byte\": null}\n");
     return true;
 }
 

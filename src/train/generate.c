@@ -1,7 +1,7 @@
 /* Generation: the whole context runs through the model for every new token (there is no KV cache yet). Rank 0 has the text; the other
  * ranks run along without tokens, since weights and experts are spread over all of them. */
-#include "train/run.h"
 #include "base/random.h"
+#include "train/run.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -38,7 +38,8 @@ static bool make_directories(const char *path, Error *e) {
         char was = *p;
         *p = 0;
         if (mkdir(part, 0777) != 0 && errno != EEXIST)
-            return fail(e, EXIT_IO, "the run directory %s cannot be made: %s; choose another with --run", path, strerror(errno));
+            return fail(e, EXIT_IO, "the run directory %s cannot be made: %s; choose another with --run", path,
+                        strerror(errno));
         if (!was) return true;
         *p = was;
     }
@@ -61,9 +62,12 @@ static bool same_settings(const char *run, const Config *c, Error *e) {
 /* The lock is the directory's own and goes with the process. Where a file system has none, two runs are not told apart. */
 static bool lock_directory(const char *run, int *lock, Error *e) {
     if (*lock < 0) *lock = open(run, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (*lock < 0) return fail(e, EXIT_IO, "the run directory %s cannot be opened: %s; choose another with --run", run, strerror(errno));
+    if (*lock < 0)
+        return fail(e, EXIT_IO, "the run directory %s cannot be opened: %s; choose another with --run", run,
+                    strerror(errno));
     if (flock(*lock, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return true;
-    return fail(e, EXIT_USAGE, "another process is training in %s; let it end, or choose another directory with --run", run);
+    return fail(e, EXIT_USAGE, "another process is training in %s; let it end, or choose another directory with --run",
+                run);
 }
 
 bool journal_claim(const char *run, const Config *c, int *lock, Error *e) {
@@ -143,7 +147,10 @@ void journal_close(Journal *j) {
 bool journal_flush(Journal *j, Error *e) {
     fflush(stdout);
     if (fflush(j->metrics) == 0 && fflush(j->events) == 0 && !ferror(j->metrics) && !ferror(j->events)) return true;
-    return fail(e, EXIT_IO, "metrics.jsonl or events.jsonl in %s cannot be written: %s; free some space and run the same command again", j->run, strerror(errno));
+    return fail(
+        e, EXIT_IO,
+        "metrics.jsonl or events.jsonl in %s cannot be written: %s; free some space and run the same command again",
+        j->run, strerror(errno));
 }
 
 /* ---- For people -------------------------------------------------------------------------------- */
@@ -156,17 +163,23 @@ static void end_line(Journal *j) {
 /* Numbers to take in at a glance. */
 Shown parameters_shown(int64_t n) {
     Shown s;
-    if (n < 1000000) snprintf(s.text, sizeof s.text, "%.1f thousand", (double)n / 1e3);
-    else if (n < 1000000000) snprintf(s.text, sizeof s.text, "%.1f million", (double)n / 1e6);
-    else snprintf(s.text, sizeof s.text, "%.1f billion", (double)n / 1e9);
+    if (n < 1000000)
+        snprintf(s.text, sizeof s.text, "%.1f thousand", (double)n / 1e3);
+    else if (n < 1000000000)
+        snprintf(s.text, sizeof s.text, "%.1f million", (double)n / 1e6);
+    else
+        snprintf(s.text, sizeof s.text, "%.1f billion", (double)n / 1e9);
     return s;
 }
 
 static Shown duration_shown(double seconds) {
     Shown s;
-    if (seconds < 100) snprintf(s.text, sizeof s.text, "%.0f s", seconds);
-    else if (seconds < 6000) snprintf(s.text, sizeof s.text, "%.0f min", seconds / 60);
-    else snprintf(s.text, sizeof s.text, "%.1f h", seconds / 3600);
+    if (seconds < 100)
+        snprintf(s.text, sizeof s.text, "%.0f s", seconds);
+    else if (seconds < 6000)
+        snprintf(s.text, sizeof s.text, "%.0f min", seconds / 60);
+    else
+        snprintf(s.text, sizeof s.text, "%.1f h", seconds / 3600);
     return s;
 }
 
@@ -176,15 +189,19 @@ void journal_banner(Journal *j, const Session *s, const Run *r, int64_t step) {
     j->vocabulary = s->spec.vocabulary;
     j->router_z = (c->loss_router_z >= 0 ? c->loss_router_z : s->spec.router_z) > 0;
     for (int a = 0; a < ARENA_COUNT; a++) plan += (double)s->price[r->comm.mesh.rank].bytes[a];
-    printf("mop    %s: %s parameters, %s active a token; %s\n", s->spec.family->model_type, parameters_shown(spec_parameters(&s->spec)).text,
-           parameters_shown(spec_active_parameters(&s->spec)).text, type_name(c->compute_type));
-    printf("ranks  %d x %lld thread%s; dense over %lld, experts over %lld; memory at most %.1f MiB a rank\n", s->world, (long long)c->compute_threads,
-           c->compute_threads == 1 ? "" : "s", (long long)c->mixture_dense, (long long)c->mixture_expert, plan / (1 << 20));
+    printf("mop    %s: %s parameters, %s active a token; %s\n", s->spec.family->model_type,
+           parameters_shown(spec_parameters(&s->spec)).text, parameters_shown(spec_active_parameters(&s->spec)).text,
+           type_name(c->compute_type));
+    printf("ranks  %d x %lld thread%s; dense over %lld, experts over %lld; memory at most %.1f MiB a rank\n", s->world,
+           (long long)c->compute_threads, c->compute_threads == 1 ? "" : "s", (long long)c->mixture_dense,
+           (long long)c->mixture_expert, plan / (1 << 20));
     printf("data   %lld tokens; %lld a step (%lld x %lld)\n", s->tokens ? (long long)tokens_info(s->tokens).tokens : 0,
-           (long long)(c->train_sequences * c->train_sequence_length), (long long)c->train_sequences, (long long)c->train_sequence_length);
+           (long long)(c->train_sequences * c->train_sequence_length), (long long)c->train_sequences,
+           (long long)c->train_sequence_length);
     double seconds = s->price[r->comm.mesh.rank].seconds * (double)(c->train_steps - step);
     if (step < c->train_steps)
-        printf("steps  %lld to %lld; about %s, as planned for an AVX-512 core a rank\n", (long long)step + 1, (long long)c->train_steps, duration_shown(seconds).text);
+        printf("steps  %lld to %lld; about %s, as planned for an AVX-512 core a rank\n", (long long)step + 1,
+               (long long)c->train_steps, duration_shown(seconds).text);
     printf("run    %s\n", j->run);
     fflush(stdout);
 }
@@ -197,8 +214,9 @@ static void progress(Journal *j, const StepResult *r, double rate) {
     if (j->terminal && !last && j->steps > 1 && now - j->printed < 0.1) return;
     j->printed = now;
     if (r->step == 0) printf("initial loss %.4f, ln(vocabulary) %.4f\n", r->loss, log((double)j->vocabulary));
-    printf("%sstep %lld/%lld  loss %.4f  balance %.3f  norm %.3f  lr %.2e  %.0f tokens/s  %s left%s", j->terminal ? "\r\033[K" : "",
-           (long long)r->step + 1, (long long)j->config->train_steps, r->loss, r->balance, r->norm, r->learning_rate, rate, duration_shown(left).text, j->terminal ? "" : "\n");
+    printf("%sstep %lld/%lld  loss %.4f  balance %.3f  norm %.3f  lr %.2e  %.0f tokens/s  %s left%s",
+           j->terminal ? "\r\033[K" : "", (long long)r->step + 1, (long long)j->config->train_steps, r->loss,
+           r->balance, r->norm, r->learning_rate, rate, duration_shown(left).text, j->terminal ? "" : "\n");
     j->line_open = j->terminal;
     fflush(stdout);
 }
@@ -222,8 +240,10 @@ void journal_sample(Journal *j, int64_t step, const char *text, size_t bytes) {
 /* ---- For scripts ------------------------------------------------------------------------------- */
 
 static void print_number(FILE *f, const char *key, double x) {
-    if (isfinite(x)) fprintf(f, "\"%s\": %.17g, ", key, x);
-    else fprintf(f, "\"%s\": null, ", key); /* JSON has no NaN */
+    if (isfinite(x))
+        fprintf(f, "\"%s\": %.17g, ", key, x);
+    else
+        fprintf(f, "\"%s\": null, ", key); /* JSON has no NaN */
 }
 
 void journal_step(Journal *j, const StepResult *r, double seconds, size_t memory) {
@@ -236,7 +256,9 @@ void journal_step(Journal *j, const StepResult *r, double seconds, size_t memory
     if (j->router_z) print_number(j->metrics, "router_z_loss", r->router_z);
     print_number(j->metrics, "grad_norm", r->norm);
     print_number(j->metrics, "lr", r->learning_rate);
-    fprintf(j->metrics, "\"tokens\": %lld, \"seconds\": %.6f, \"tokens_per_s\": %.1f, \"memory_bytes\": %zu, \"expert_load_max_over_mean\": %.4f}\n",
+    fprintf(j->metrics,
+            "\"tokens\": %lld, \"seconds\": %.6f, \"tokens_per_s\": %.1f, \"memory_bytes\": %zu, "
+            "\"expert_load_max_over_mean\": %.4f}\n",
             (long long)r->trained, seconds, rate, memory, r->load);
     fflush(j->metrics);
     progress(j, r, rate);
@@ -244,7 +266,8 @@ void journal_step(Journal *j, const StepResult *r, double seconds, size_t memory
 
 /* `code` 0: none. */
 static void write_event(Journal *j, const char *event, int64_t step, int code, const char *text) {
-    json_t *o = json_pack("{s:s, s:I, s:I, s:s}", "event", event, "step", (json_int_t)step, "time", (json_int_t)time(NULL), "text", text);
+    json_t *o = json_pack("{s:s, s:I, s:I, s:s}", "event", event, "step", (json_int_t)step, "time",
+                          (json_int_t)time(NULL), "text", text);
     if (o && code) json_object_set_new(o, "code", json_integer(code));
     char *line = o ? json_dumps(o, 0) : NULL;
     fprintf(j->events, "%s\n", line ? line : "{\"event\": \"unprintable\"}");

@@ -17,8 +17,10 @@ void journal_close(Journal *j);
 
 void journal_banner(Journal *j, const Session *s, const Run *r, int64_t step);
 void journal_step(Journal *j, const StepResult *result, double seconds, size_t memory);
-void journal_event(Journal *j, const char *event, int64_t step, const char *format, ...) __attribute__((format(printf, 4, 5)));
-void journal_error(Journal *j, int64_t step, const Error *e); /* for scripts only: people are told when the command ends */
+void journal_event(Journal *j, const char *event, int64_t step, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+void journal_error(Journal *j, int64_t step,
+                   const Error *e); /* for scripts only: people are told when the command ends */
 void journal_sample(Journal *j, int64_t step, const char *text, size_t bytes);
 /* Prints text that a model made; for a terminal without characters that would act on it. */
 void journal_text(const char *text, size_t bytes, bool terminal);

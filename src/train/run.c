@@ -24,20 +24,28 @@ static bool rows_fit(const Config *c, const Spec *spec, int world, Error *e) {
     double tokens = (double)run_sequences(c, world, 0, 0) * (double)c->train_sequence_length;
     double rows = tokens * (double)c->mixture_expert * (double)spec->top_k;
     if (rows <= INT32_MAX) return true;
-    return fail(e, EXIT_USAGE, "a micro-batch of %.0f tokens a rank may bring %.2g rows to one rank's experts, and rows are numbered in 32 bits; "
-                "use more train.micro_batches or more ranks", tokens, rows);
+    return fail(e, EXIT_USAGE,
+                "a micro-batch of %.0f tokens a rank may bring %.2g rows to one rank's experts, and rows are numbered "
+                "in 32 bits; "
+                "use more train.micro_batches or more ranks",
+                tokens, rows);
 }
 
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e) {
     Mesh m;
     for (size_t i = 0; i < COUNT(later); i++) {
         int64_t value = *(const int64_t *)((const char *)c + later[i].field);
-        if (value != 1) return fail(e, EXIT_USAGE, "%s = %lld: this version plans such groups but does not train with them yet; use 1", later[i].key, (long long)value);
+        if (value != 1)
+            return fail(e, EXIT_USAGE,
+                        "%s = %lld: this version plans such groups but does not train with them yet; use 1",
+                        later[i].key, (long long)value);
     }
     if (spec->moe_layers == 0)
-        return fail(e, EXIT_DATA, "the model has no layer with experts; mop trains mixture-of-experts models; check model.config");
+        return fail(e, EXIT_DATA,
+                    "the model has no layer with experts; mop trains mixture-of-experts models; check model.config");
     if (spec->head_dim > MAX_HEAD_SIZE)
-        return fail(e, EXIT_DATA, "head_dim %lld is larger than %d, the largest that is built; use another model", (long long)spec->head_dim, MAX_HEAD_SIZE);
+        return fail(e, EXIT_DATA, "head_dim %lld is larger than %d, the largest that is built; use another model",
+                    (long long)spec->head_dim, MAX_HEAD_SIZE);
     return mesh_plan(&m, c, world, 0, e) && rows_fit(c, spec, world, e);
 }
 
@@ -66,9 +74,16 @@ static bool open_batches(Run *r, Error *e) {
         if (!host || !real) {
             free(host);
             free(real);
-            return fail(e, EXIT_MEMORY, "no memory for a batch of %lld tokens; use a smaller train.sequences or train.sequence_length", (long long)T);
+            return fail(e, EXIT_MEMORY,
+                        "no memory for a batch of %lld tokens; use a smaller train.sequences or train.sequence_length",
+                        (long long)T);
         }
-        r->batch[i] = (Batch){.token = host, .target = host + T, .position = host + 2 * T, .start = host + 3 * T, .sequence = host + 4 * T, .real = real};
+        r->batch[i] = (Batch){.token = host,
+                              .target = host + T,
+                              .position = host + 2 * T,
+                              .start = host + 3 * T,
+                              .sequence = host + 4 * T,
+                              .real = real};
         r->sequences += n;
     }
     r->counts = arena_tensor(a, FP64, DIM(2));
@@ -83,7 +98,8 @@ static void open_model(Run *r) {
     const Config *c = r->config;
     const Spec *spec = r->spec;
     Axis expert = r->comm.mesh.axis[AXIS_EXPERT];
-    double balance = c->loss_balance >= 0 ? c->loss_balance : spec->balance, z = c->loss_router_z >= 0 ? c->loss_router_z : spec->router_z;
+    double balance = c->loss_balance >= 0 ? c->loss_balance : spec->balance,
+           z = c->loss_router_z >= 0 ? c->loss_router_z : spec->router_z;
     Model *m = &r->model;
     m->spec = spec;
     m->real = c->compute_type;
@@ -102,7 +118,9 @@ static void open_model(Run *r) {
     m->host = &r->host;
     m->z = tensor_rows(r->stats, STAT_Z, 1);
     m->real_positions = tensor_rows(r->counts, REAL, 1);
-    m->route_loss = (RouteLoss){.normalise = spec->normalise_top_k, .balance = balance / (double)c->train_sequences, .z = z / (double)spec->moe_layers};
+    m->route_loss = (RouteLoss){.normalise = spec->normalise_top_k,
+                                .balance = balance / (double)c->train_sequences,
+                                .z = z / (double)spec->moe_layers};
 }
 
 static bool open_arenas(Run *r, const size_t *bytes, Error *e) {
@@ -132,9 +150,11 @@ static bool open_all(Run *r, Wire *wire, const char *device, const size_t *bytes
     return r->answers != NULL;
 }
 
-Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wire, const char *device, const Price *sizes, Error *e) {
+Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wire, const char *device,
+              const Price *sizes, Error *e) {
     size_t bytes[ARENA_COUNT];
-    for (int a = 0; a < ARENA_COUNT; a++) bytes[a] = sizes ? sizes->bytes[a] : a == ARENA_HOST ? UNLIMITED_HOST : UNLIMITED_DEVICE;
+    for (int a = 0; a < ARENA_COUNT; a++)
+        bytes[a] = sizes ? sizes->bytes[a] : a == ARENA_HOST ? UNLIMITED_HOST : UNLIMITED_DEVICE;
     Run *r = calloc(1, sizeof *r);
     MUST(r);
     *r = (Run){.config = c, .spec = spec, .tokens = tokens, .micro_batches = c->train_micro_batches};
@@ -177,9 +197,9 @@ void run_close(Run *r) {
 Arena *run_arena(Run *r, ArenaName a) {
     StoreArenas *s = store_arenas(r->store);
     Arena *const arenas[ARENA_COUNT] = {
-        [ARENA_WEIGHTS] = &s->weights, [ARENA_OPTIMIZER] = &s->state, [ARENA_GRADIENTS] = &s->gradients, [ARENA_SLOTS] = &s->slots,
-        [ARENA_ACTIVATIONS] = &r->activations, [ARENA_WORK] = &r->work, [ARENA_BATCH] = &r->batch_arena,
-        [ARENA_STAGING] = &r->comm.arena, [ARENA_HOST] = &r->host,
+        [ARENA_WEIGHTS] = &s->weights,   [ARENA_OPTIMIZER] = &s->state,         [ARENA_GRADIENTS] = &s->gradients,
+        [ARENA_SLOTS] = &s->slots,       [ARENA_ACTIVATIONS] = &r->activations, [ARENA_WORK] = &r->work,
+        [ARENA_BATCH] = &r->batch_arena, [ARENA_STAGING] = &r->comm.arena,      [ARENA_HOST] = &r->host,
     };
     return arenas[a];
 }

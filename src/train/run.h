@@ -8,7 +8,15 @@
 
 /* The arenas of a rank, in the order of a Price. */
 typedef enum {
-    ARENA_WEIGHTS, ARENA_OPTIMIZER, ARENA_GRADIENTS, ARENA_SLOTS, ARENA_ACTIVATIONS, ARENA_WORK, ARENA_BATCH, ARENA_STAGING, ARENA_HOST,
+    ARENA_WEIGHTS,
+    ARENA_OPTIMIZER,
+    ARENA_GRADIENTS,
+    ARENA_SLOTS,
+    ARENA_ACTIVATIONS,
+    ARENA_WORK,
+    ARENA_BATCH,
+    ARENA_STAGING,
+    ARENA_HOST,
     ARENA_COUNT
 } ArenaName;
 
@@ -33,27 +41,28 @@ typedef struct Run {
     Model model;
     Arena activations, work, batch_arena, host;
 
-    int64_t micro_batches, sequences;  /* sequences: of this rank per step */
-    int64_t context;                   /* generating: tokens on rank 0; else 0 */
-    MicroBatch *micro;                 /* [micro_batches]; tensors in batch_arena */
-    Batch *batch;                      /* [micro_batches] host side */
-    Saved *saved;                      /* [layers][micro_batches] */
-    Mark *marks;                       /* [layers] of the activations arena, before the layer's forward */
-    Tensor counts;                     /* fp64 [2]: trained and real positions of the step, over all ranks */
-    Tensor stats;                      /* fp64 [STAT_LOAD + experts]: this rank's, then everybody's */
+    int64_t micro_batches, sequences; /* sequences: of this rank per step */
+    int64_t context;                  /* generating: tokens on rank 0; else 0 */
+    MicroBatch *micro;                /* [micro_batches]; tensors in batch_arena */
+    Batch *batch;                     /* [micro_batches] host side */
+    Saved *saved;                     /* [layers][micro_batches] */
+    Mark *marks;                      /* [layers] of the activations arena, before the layer's forward */
+    Tensor counts;                    /* fp64 [2]: trained and real positions of the step, over all ranks */
+    Tensor stats;                     /* fp64 [STAT_LOAD + experts]: this rank's, then everybody's */
     double *stats_host;
-    struct Answers *answers;           /* sim's, or the recorder's */
+    struct Answers *answers; /* sim's, or the recorder's */
 
-    int64_t updates;    /* AdamW's own count: steps with a finite gradient */
-    int64_t bad_steps;  /* consecutive */
+    int64_t updates;   /* AdamW's own count: steps with a finite gradient */
+    int64_t bad_steps; /* consecutive */
 } Run;
 
 /* `sizes` NULL: every arena unlimited (sim only). On failure nothing is left open. The wire and everything passed in outlive the Run. */
-Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wire, const char *device, const Price *sizes, Error *e);
+Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wire, const char *device,
+              const Price *sizes, Error *e);
 void run_close(Run *r);
 Arena *run_arena(Run *r, ArenaName a);
-void run_price(Run *r, Price *out);    /* peaks and meter so far */
-size_t run_memory(Run *r);             /* high-water of all arenas of this rank, bytes */
+void run_price(Run *r, Price *out); /* peaks and meter so far */
+size_t run_memory(Run *r);          /* high-water of all arenas of this rank, bytes */
 /* What this version does not do, refused in words before anything is opened (EXIT_USAGE). */
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e);
 
@@ -62,9 +71,9 @@ int64_t run_sequences(const Config *c, int64_t world, int64_t rank, int64_t micr
 
 /* ---- Batches onto the device (batch_device.c) -------------------------------------------------------- */
 
-void run_load_batch(Run *r, int64_t step);                        /* the step's micro-batches */
-void run_load_in_order(Run *r, int64_t first_piece);               /* evaluation: a step's worth of pieces from here on */
-void run_upload(Run *r);                                           /* the last part of both: r->batch, and its counts over all ranks */
+void run_load_batch(Run *r, int64_t step);           /* the step's micro-batches */
+void run_load_in_order(Run *r, int64_t first_piece); /* evaluation: a step's worth of pieces from here on */
+void run_upload(Run *r); /* the last part of both: r->batch, and its counts over all ranks */
 /* Activations for one pass: x, gradient, rope table, routing statistics of every micro-batch. */
 void run_begin_pass(Run *r, bool training);
 void run_end_pass(Run *r);
@@ -72,17 +81,19 @@ void run_end_pass(Run *r);
 /* ---- One step (step.c: read first) ------------------------------------------------------------ */
 
 typedef struct {
-    int64_t step, trained;              /* trained positions, over all ranks */
-    double loss, balance, router_z;     /* language-model loss, mean over trained positions; auxiliary losses, without coefficient */
+    int64_t step, trained;    /* trained positions, over all ranks */
+    double loss;              /* of the language model, mean over trained positions */
+    double balance, router_z; /* auxiliary losses, without coefficient */
     double norm, learning_rate;
-    double load;                        /* rows of the busiest expert over the mean, all layers and ranks */
-    bool finite, stop;                  /* stop: some rank was asked to stop */
+    double load;       /* rows of the busiest expert over the mean, all layers and ranks */
+    bool finite, stop; /* stop: some rank was asked to stop */
     GradientNorm gradient;
 } StepResult;
 
 /* `stop`: this rank has been asked to stop; everybody learns it in `out`. False when a peer was lost. */
 bool train_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e);
-bool train_loaded_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e); /* on the batch that is loaded already */
+bool train_loaded_step(Run *r, int64_t step, bool stop, StepResult *out,
+                       Error *e);                       /* on the batch that is loaded already */
 double learning_rate_at(const Config *c, int64_t step); /* schedule.c */
 
 /* ---- Forward only (evaluate.c) ---------------------------------------------------------------- */

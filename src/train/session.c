@@ -42,7 +42,8 @@ static bool settle_ranks(Session *s, Error *e) {
     Config *c = s->config;
     int launched = wire_mpi_world();
     if (launched > 0 && c->ranks > 0 && c->ranks != launched)
-        return fail(e, EXIT_USAGE, "ranks = %lld, but mpirun started %d; leave ranks out under mpirun", (long long)c->ranks, launched);
+        return fail(e, EXIT_USAGE, "ranks = %lld, but mpirun started %d; leave ranks out under mpirun",
+                    (long long)c->ranks, launched);
     s->world = launched > 0 ? launched : c->ranks > 0 ? (int)c->ranks : 1;
     s->local = launched > 0 ? 1 : s->world;
     s->first = launched > 0 ? wire_mpi_rank() : 0;
@@ -59,9 +60,12 @@ static bool read_spec(Session *s, Error *e) {
     const Config *c = s->config;
     s->weights = s->model.text;
     if (!*c->model_path && !*c->model_config)
-        return fail(e, EXIT_USAGE, "no model: give model.config (a Hugging Face config.json, random weights) or model.path (a checkpoint directory)");
+        return fail(e, EXIT_USAGE,
+                    "no model: give model.config (a Hugging Face config.json, random weights) or model.path (a "
+                    "checkpoint directory)");
     if (!*c->model_path) return spec_read(&s->spec, c->model_config, e);
-    return checkpoint_named(c->model_path, &s->model, e) && spec_read(&s->spec, path_join(s->weights, "config.json").text, e);
+    return checkpoint_named(c->model_path, &s->model, e) &&
+           spec_read(&s->spec, path_join(s->weights, "config.json").text, e);
 }
 
 /* data.tokenizer, else the one beside the model, else bytes. */
@@ -80,7 +84,8 @@ bool session_open(Session *s, Config *c, Error *e) {
 
 bool session_data(Session *s, Error *e) {
     const Config *c = s->config;
-    if (!c->data_path[0]) return fail(e, EXIT_USAGE, "no data: give data.path (text files, JSONL, .tokens files or directories)");
+    if (!c->data_path[0])
+        return fail(e, EXIT_USAGE, "no data: give data.path (text files, JSONL, .tokens files or directories)");
     s->tokens = tokens_open(c->data_path, s->tokenizer, e);
     return s->tokens && tokens_fit(s->tokens, s->spec.vocabulary, e);
 }
@@ -108,8 +113,12 @@ static bool fits(const Session *s, Error *e) {
     for (int i = 0; i < s->local; i++)
         for (int a = 0; a < ARENA_COUNT; a++) need += (double)s->price[s->first + i].bytes[a];
     if (s->config->device[0] == 's' || need <= have) return true;
-    return fail(e, EXIT_MEMORY, "the run needs up to %.1f GiB and this machine has %.1f; see `mop plan` with the same settings; what helps most: "
-                "compute.activations=recompute, more train.micro_batches with it, a smaller train.sequences or train.sequence_length", need / gib, have / gib);
+    return fail(e, EXIT_MEMORY,
+                "the run needs up to %.1f GiB and this machine has %.1f; see `mop plan` with the same settings; what "
+                "helps most: "
+                "compute.activations=recompute, more train.micro_batches with it, a smaller train.sequences or "
+                "train.sequence_length",
+                need / gib, have / gib);
 }
 
 static bool open_wires(Session *s, Error *e) {
@@ -117,7 +126,8 @@ static bool open_wires(Session *s, Error *e) {
     s->wires = calloc((size_t)s->local, sizeof(Wire *));
     s->errors = calloc((size_t)s->local, sizeof *s->errors);
     MUST(s->wires && s->errors);
-    if (wire_mpi_world() == 0) return wire_threads_open(s->wires, s->world, c->comm_timeout, strcmp(c->device, "cpu:late") == 0, e);
+    if (wire_mpi_world() == 0)
+        return wire_threads_open(s->wires, s->world, c->comm_timeout, strcmp(c->device, "cpu:late") == 0, e);
     s->wires[0] = wire_mpi_open(c->comm_timeout, e);
     return s->wires[0] != NULL;
 }
@@ -176,7 +186,8 @@ int session_run(Session *s, PriceFunction price, RankBody body, void *context) {
     s->context = context;
     s->price = calloc((size_t)s->world, sizeof *s->price);
     MUST(s->price);
-    if (!price(s->config, &s->spec, s->world, s->price, &e) || !fits(s, &e) || !open_wires(s, &e)) return session_error(&e);
+    if (!price(s->config, &s->spec, s->world, s->price, &e) || !fits(s, &e) || !open_wires(s, &e))
+        return session_error(&e);
     Ranks all = {.session = s, .runs = calloc((size_t)s->local, sizeof(Run *))};
     MUST(all.runs);
     threads_run(s->local, rank_main, &all);

@@ -19,14 +19,14 @@ struct Session {
     Spec spec;
     Tokenizer *tokenizer;
     Tokens *tokens;
-    Path model;          /* the directory that model.path means; "" without one */
-    const char *weights; /* its text: a checkpoint to start from; "": random */
+    Path model;              /* the directory that model.path means; "" without one */
+    const char *weights;     /* its text: a checkpoint to start from; "": random */
     int world, local, first; /* ranks in all; in this process; the first of those */
     Price *price;            /* [world] */
     Wire **wires;            /* [local] */
     void *context;           /* the command's own */
     RankBody body;
-    Error *errors;           /* [local] */
+    Error *errors; /* [local] */
 };
 
 /* Reads the model's description (model.path or model.config) and settles ranks and threads. */

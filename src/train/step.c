@@ -38,7 +38,8 @@ static void head(Run *r, bool training) {
     Tensor loss = tensor_rows(r->stats, STAT_LOSS, 1), trained = tensor_rows(r->counts, TRAINED, 1);
     Weights w = store_fetch(r->store, part, training ? part - 1 : -1), dw = {0};
     if (training) dw = store_gradients(r->store, part);
-    for (int64_t i = 0; i < r->micro_batches; i++) head_loss(&r->model, &w, training ? &dw : NULL, &r->micro[i], loss, trained);
+    for (int64_t i = 0; i < r->micro_batches; i++)
+        head_loss(&r->model, &w, training ? &dw : NULL, &r->micro[i], loss, trained);
     store_release(r->store, part);
     if (training) store_give(r->store, part);
 }
@@ -46,7 +47,8 @@ static void head(Run *r, bool training) {
 static void backward(Run *r) {
     Model *m = &r->model;
     for (int64_t l = r->spec->layers - 1; l >= 0; l--) {
-        Weights w = store_fetch(r->store, part_of(l), l > 0 ? part_of(l - 1) : -1), dw = store_gradients(r->store, part_of(l));
+        Weights w = store_fetch(r->store, part_of(l), l > 0 ? part_of(l - 1) : -1),
+                dw = store_gradients(r->store, part_of(l));
         for (int64_t i = 0; i < r->micro_batches; i++) layer_backward(m, l, &w, &dw, saved_slot(r, l, i), &r->micro[i]);
         store_release(r->store, part_of(l));
         store_give(r->store, part_of(l));
@@ -62,7 +64,9 @@ static bool numbers(Run *r, bool stop, StepResult *out, Error *e) {
     Model *m = &r->model;
     int64_t experts = r->spec->experts, n = STAT_LOAD + experts;
     for (int64_t i = 0; i < r->micro_batches; i++)
-        if (r->spec->moe_layers) balance_loss(m->compute, tensor_rows(r->stats, STAT_BALANCE, 1), r->micro[i].counts, r->micro[i].mass, r->micro[i].rows);
+        if (r->spec->moe_layers)
+            balance_loss(m->compute, tensor_rows(r->stats, STAT_BALANCE, 1), r->micro[i].counts, r->micro[i].mass,
+                         r->micro[i].rows);
     double asked = stop;
     device_write(m->compute, tensor_rows(r->stats, STAT_STOP, 1), &asked);
     device_write(m->compute, tensor_rows(r->stats, STAT_LOAD, experts), m->load);
@@ -100,8 +104,12 @@ static void make_update_due(Run *r, int64_t step, StepResult *out) {
     r->bad_steps = 0;
     r->updates++;
     double clip = c->optimizer_clip > 0 ? fmin(1, c->optimizer_clip / (out->norm + 1e-6)) : 1;
-    store_update(r->store, (AdamW){.learning_rate = out->learning_rate, .beta1 = c->optimizer_beta1, .beta2 = c->optimizer_beta2,
-                                   .epsilon = c->optimizer_epsilon, .weight_decay = c->optimizer_weight_decay, .clip = clip,
+    store_update(r->store, (AdamW){.learning_rate = out->learning_rate,
+                                   .beta1 = c->optimizer_beta1,
+                                   .beta2 = c->optimizer_beta2,
+                                   .epsilon = c->optimizer_epsilon,
+                                   .weight_decay = c->optimizer_weight_decay,
+                                   .clip = clip,
                                    .correction1 = 1 - pow(c->optimizer_beta1, (double)r->updates),
                                    .correction2 = 1 - pow(c->optimizer_beta2, (double)r->updates)});
     if (c->optimizer_update == UPDATE_BLOCKING) store_flush(r->store);
@@ -131,7 +139,8 @@ bool train_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e) {
 
 bool evaluate(Run *r, Evaluation *out, Error *e) {
     *out = (Evaluation){0};
-    int64_t pieces = r->tokens ? tokens_pieces(r->tokens, r->config->train_sequence_length) : r->config->train_sequences;
+    int64_t pieces =
+        r->tokens ? tokens_pieces(r->tokens, r->config->train_sequence_length) : r->config->train_sequences;
     store_flush(r->store);
     r->model.evaluating = true;
     bool ok = true;

@@ -1,6 +1,6 @@
 /* The training loop around step.c: resume, step, journal, sample, checkpoint, stop. */
-#include "train/journal.h"
 #include "train/train.h"
+#include "train/journal.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -29,7 +29,8 @@ static void count_signal_and_say(int number) {
 
 /* mpirun sends SIGTERM (and SIGINT) to the survivors of a dead rank: there only SIGUSR1 asks for a checkpoint. */
 static void watch_signals(void) {
-    struct sigaction a = {.sa_handler = wire_mpi_rank() == 0 ? count_signal_and_say : count_signal, .sa_flags = SA_RESTART};
+    struct sigaction a = {.sa_handler = wire_mpi_rank() == 0 ? count_signal_and_say : count_signal,
+                          .sa_flags = SA_RESTART};
     sigaction(SIGUSR1, &a, NULL);
     if (wire_mpi_world() > 0) return;
     sigaction(SIGINT, &a, NULL);
@@ -60,15 +61,23 @@ static bool start(Trainer *t, Training *training, Error *e) {
     t->checkpoints = session_checkpoints(s, t->run, run, e);
     if (!t->checkpoints || !checkpoint_resume(t->checkpoints, &report, e)) return false;
     if (report.found && report.state.data_hash != tokens_info(s->tokens).hash)
-        return fail(e, EXIT_DATA, "the data is not what this run was trained on so far; %s; give the same data.path, or start a new run with --run", report.directory);
+        return fail(e, EXIT_DATA,
+                    "the data is not what this run was trained on so far; %s; give the same data.path, or start a new "
+                    "run with --run",
+                    report.directory);
     if (!report.found && !session_weights(s, t->run, t->checkpoints, e)) return false;
-    t->state = report.found ? report.state : (TrainState){.data_hash = tokens_info(s->tokens).hash, .config_hash = config_hash(s->config)};
+    t->state = report.found
+                   ? report.state
+                   : (TrainState){.data_hash = tokens_info(s->tokens).hash, .config_hash = config_hash(s->config)};
     t->run->updates = t->state.updates;
     if (t->run->comm.mesh.rank != 0) return true;
-    if (journal_prepare(run, s->config, &training->lock, e)) t->journal = journal_open(run, s->config, t->state.step, e);
+    if (journal_prepare(run, s->config, &training->lock, e))
+        t->journal = journal_open(run, s->config, t->state.step, e);
     if (!t->journal) return false;
     journal_banner(t->journal, s, t->run, t->state.step);
-    if (report.damaged) journal_event(t->journal, "damaged", t->state.step, "%lld newer checkpoint%s passed over: %s", (long long)report.damaged, report.damaged == 1 ? "" : "s", report.damage);
+    if (report.damaged)
+        journal_event(t->journal, "damaged", t->state.step, "%lld newer checkpoint%s passed over: %s",
+                      (long long)report.damaged, report.damaged == 1 ? "" : "s", report.damage);
     if (report.found) journal_event(t->journal, "resume", t->state.step, "from %s", report.directory);
     return true;
 }
@@ -79,7 +88,9 @@ static bool save(Trainer *t, Error *e) {
     if (!checkpoint_save(t->checkpoints, &t->state, &report, e)) return false;
     int64_t keep = t->session->config->checkpoint_keep;
     if (keep > 0 && !checkpoint_keep(t->checkpoints, keep, e)) return false;
-    if (t->journal) journal_event(t->journal, "checkpoint", t->state.step, "%s, %.1f MB in %.2f s", report.directory, (double)report.bytes / 1e6, report.seconds);
+    if (t->journal)
+        journal_event(t->journal, "checkpoint", t->state.step, "%s, %.1f MB in %.2f s", report.directory,
+                      (double)report.bytes / 1e6, report.seconds);
     return true;
 }
 
@@ -112,10 +123,13 @@ static bool sample(Trainer *t, Error *e) {
 static bool bad_step(Trainer *t, const StepResult *result, Error *e) {
     const GradientNorm *g = &result->gradient;
     if (t->journal)
-        journal_event(t->journal, "not_finite", result->step + 1, "loss %g, gradient of %s on rank %d is not finite; the step changes nothing", result->loss,
+        journal_event(t->journal, "not_finite", result->step + 1,
+                      "loss %g, gradient of %s on rank %d is not finite; the step changes nothing", result->loss,
                       g->finite ? "nothing" : g->bad, g->rank);
     if (t->run->bad_steps < t->session->config->train_max_bad_steps) return true;
-    return fail(e, EXIT_DIVERGED, "%lld steps in a row had no finite gradient; lower optimizer.learning_rate and start from an earlier checkpoint",
+    return fail(e, EXIT_DIVERGED,
+                "%lld steps in a row had no finite gradient; lower optimizer.learning_rate and start from an earlier "
+                "checkpoint",
                 (long long)t->run->bad_steps);
 }
 
@@ -143,7 +157,9 @@ static bool due(int64_t every, int64_t step) {
 static bool loop(Trainer *t, Error *e) {
     const Config *c = t->session->config;
     bool stop = false, saved = t->state.step >= c->train_steps;
-    if (saved && t->journal) journal_event(t->journal, "done", t->state.step, "this run has made its %lld steps; raise train.steps to go on", (long long)c->train_steps);
+    if (saved && t->journal)
+        journal_event(t->journal, "done", t->state.step, "this run has made its %lld steps; raise train.steps to go on",
+                      (long long)c->train_steps);
     while (t->state.step < c->train_steps && !stop) {
         if (!one_step(t, &stop, e)) return false;
         saved = false;
@@ -155,14 +171,17 @@ static bool loop(Trainer *t, Error *e) {
         saved = true;
     }
     if (!stop || t->state.step >= c->train_steps) return true;
-    if (t->journal) journal_event(t->journal, "stopped", t->state.step, "after step %lld; the same command continues", (long long)t->state.step);
+    if (t->journal)
+        journal_event(t->journal, "stopped", t->state.step, "after step %lld; the same command continues",
+                      (long long)t->state.step);
     return fail(e, EXIT_STOPPED, "stopped after step %lld", (long long)t->state.step);
 }
 
 static bool train_rank(Session *s, Run *r, Error *e) {
     Trainer t = {.session = s, .run = r};
     bool ok = start(&t, s->context, e) && loop(&t, e), failed = !ok && e->code != EXIT_STOPPED;
-    if (failed && t.step > 0 && e->code != EXIT_PEER) error_place(e, " (rank %d, step %lld)", r->comm.mesh.rank, (long long)t.step);
+    if (failed && t.step > 0 && e->code != EXIT_PEER)
+        error_place(e, " (rank %d, step %lld)", r->comm.mesh.rank, (long long)t.step);
     if (failed && t.journal) journal_error(t.journal, t.state.step, e);
     journal_close(t.journal);
     checkpoints_close(t.checkpoints);
@@ -172,7 +191,8 @@ static bool train_rank(Session *s, Run *r, Error *e) {
 int train_command(Session *s, const char *run, PriceFunction price) {
     Error e = {0};
     if (s->config->device[0] == 's') {
-        fail(&e, EXIT_USAGE, "device %s only meters; use `mop plan` for it, and device cpu to train", s->config->device);
+        fail(&e, EXIT_USAGE, "device %s only meters; use `mop plan` for it, and device cpu to train",
+             s->config->device);
         return session_error(&e);
     }
     if (!session_data(s, &e)) return session_error(&e);
