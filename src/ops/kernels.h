@@ -6,7 +6,7 @@
 #include "device/pool.h"
 #include "ops/ops.h"
 
-/* clang-format off: tables */
+/* clang-format off */
 typedef enum {
     OP_LINEAR, OP_LINEAR_DX, OP_LINEAR_DW, OP_EXPERTS_LINEAR, OP_EXPERTS_LINEAR_DX, OP_EXPERTS_LINEAR_DW,
     OP_SWIGLU, OP_SWIGLU_BACKWARD, OP_RMS_NORM, OP_RMS_NORM_BACKWARD, OP_ADD, OP_ZERO, OP_COPY,
