@@ -62,17 +62,26 @@ static struct timespec seconds_from_now(double seconds) {
     return t;
 }
 
-/* With the meeting's lock: until all have arrived. */
+static void hub_fail(Hub *h, const Error *e) {
+    pthread_mutex_lock(&h->lock);
+    if (!h->failed) h->error = *e;
+    h->failed = true;
+    pthread_mutex_unlock(&h->lock);
+}
+
+/* With the meeting's lock: until all have arrived. The first who waits too long says who is missing. */
 static bool wait_for_all(End *end, Meeting *m, uint64_t target, const Axis *axis, Error *e) {
     struct timespec until = seconds_from_now(end->wire.timeout);
     while (m->arrived < target) {
         if (hub_failed(end->hub, e)) return false;
-        if (pthread_cond_timedwait(&m->moved, &m->lock, &until) != ETIMEDOUT || m->arrived >= target) continue;
-        return fail(e, EXIT_PEER,
-                    "%llu of the %d ranks of the %s group did not come to a collective within %g s; rank %d waited; "
-                    "raise comm.timeout if they are only slow",
-                    (unsigned long long)(target - m->arrived), axis->size, axis_name(axis->name), end->wire.timeout,
-                    end->wire.rank);
+        bool late = pthread_cond_timedwait(&m->moved, &m->lock, &until) == ETIMEDOUT;
+        if (!late || m->arrived >= target || hub_failed(end->hub, e)) continue;
+        fail(e, EXIT_PEER,
+             "%llu of the %d ranks of the %s group did not come to a collective within %g s; "
+             "rank %d waited; raise comm.timeout if they are only slow",
+             (unsigned long long)(target - m->arrived), axis->size, axis_name(axis->name), end->wire.timeout,
+             end->wire.rank);
+        hub_fail(end->hub, e);
     }
     return true;
 }
@@ -150,10 +159,7 @@ static double threads_meet(Wire *w, const Axis *axis, double clock) {
 
 static void threads_poison(Wire *w, const Error *e) {
     Hub *h = ((End *)w)->hub;
-    pthread_mutex_lock(&h->lock);
-    if (!h->failed) h->error = *e;
-    h->failed = true;
-    pthread_mutex_unlock(&h->lock);
+    hub_fail(h, e);
     for (int i = 0; i < AXIS_COUNT * h->world; i++) {
         pthread_mutex_lock(&h->meeting[i].lock);
         pthread_cond_broadcast(&h->meeting[i].moved);
