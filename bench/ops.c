@@ -2,12 +2,12 @@
  *
  *   bench_ops [DEVICE [THREADS]]      cpu and all processors unless said
  *
- * Possible is what this program measures on the same machine just before: multiply-adds between registers, and a large
- * array added to another. What an op did comes from its own charge, so a row cannot flatter an op that the meter counts
- * otherwise. "% of possible" is the time that the op's FLOPs or its bytes, whichever take longer, would need at those
- * rates, over the median time taken. Operands small enough to stay in a cache may pass 100 %. A row during which other
- * programs used the processors is marked: its figure is not to be believed. After the table the same rows follow as
- * JSON, one object a line.
+ * Possible is what this program measures on the same machine just before: multiply-adds between registers, of bf16 the
+ * dot products of pairs where the kernels have them, and a large array added to another. What an op did comes from its
+ * own charge, so a row cannot flatter an op that the meter counts otherwise. "% of possible" is the time that the op's
+ * FLOPs or its bytes, whichever take longer, would need at those rates, over the median time taken. Operands small
+ * enough to stay in a cache may pass 100 %. A row during which other programs used the processors is marked: its figure
+ * is not to be believed. After the table the same rows follow as JSON, one object a line.
  *
  * T tokens, H width, I expert width, E experts, k experts a token, V vocabulary, S document length, d head size. */
 #define _GNU_SOURCE
@@ -18,6 +18,9 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 enum { T = 8192, H = 256, I = 256, E = 8, K = 2, V = 256, S = 512, HEADS = 4, D = 64 };
 enum { SEQUENCES = T / S, PARAMETERS = 11 << 20 };
@@ -42,22 +45,40 @@ enum { MAX_TENSORS = 12, MAX_EXPERTS = 32 };
 #if defined(__x86_64__)
 FMA_LOOP(fma_avx512, __attribute__((target("avx512f,fma"))), 64)
 FMA_LOOP(fma_avx2, __attribute__((target("avx2,fma"))), 32)
+
+/* The same of dot products. */
+__attribute__((target("avx512f,avx512bf16"))) static float dot_avx512(int64_t rounds) {
+    __m512 sum[12];
+    __m512i a = _mm512_set1_epi32(0x3f803f80), b = _mm512_set1_epi32(0x3c003c00); /* pairs of 1 and of 2^-7 */
+#pragma GCC unroll 12
+    for (int i = 0; i < 12; i++) sum[i] = _mm512_set1_ps((float)i);
+    for (int64_t r = 0; r < rounds; r++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++) sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)a, (__m512bh)b);
+    }
+#pragma GCC unroll 12
+    for (int i = 1; i < 12; i++) sum[0] += sum[i];
+    return sum[0][0];
+}
 #endif
 FMA_LOOP(fma_portable, , 16)
 
+typedef float (*Loop)(int64_t rounds);
+
 typedef struct {
     const char *kernels;
-    float (*loop)(int64_t rounds);
+    Loop fma, dot; /* dot NULL: bf16 is widened */
     int lanes;
 } FmaLoop;
 
 static const FmaLoop fma_loops[] = {
 #if defined(__x86_64__)
-    {"avx512", fma_avx512, 16},
-    {"avx2", fma_avx2, 8},
+    {"avx512bf16", fma_avx512, dot_avx512, 16},
+    {"avx512", fma_avx512, NULL, 16},
+    {"avx2", fma_avx2, NULL, 8},
 #endif
-    {"portable", fma_portable, 4},
-    {"plain", fma_portable, 4},
+    {"portable", fma_portable, NULL, 4},
+    {"plain", fma_portable, NULL, 4},
 };
 
 enum { PEAK_ROUNDS = 1 << 20, STREAM_VECTORS = 6 << 20, TRIES = 7 };
@@ -65,7 +86,7 @@ enum { PEAK_ROUNDS = 1 << 20, STREAM_VECTORS = 6 << 20, TRIES = 7 };
 typedef float Four __attribute__((vector_size(16)));
 
 typedef struct {
-    const FmaLoop *fma;
+    Loop loop;
     Four *from, *to;
     int parts;
     volatile float sink;
@@ -74,7 +95,7 @@ typedef struct {
 static void peak_task(void *context, int64_t index, int worker) {
     Rates *r = context;
     (void)index, (void)worker;
-    r->sink = r->fma->loop(PEAK_ROUNDS);
+    r->sink = r->loop(PEAK_ROUNDS);
 }
 
 /* Two streams in, one out where it was read: no line is fetched only to be overwritten. */
@@ -101,20 +122,26 @@ typedef struct {
     double flops, bytes; /* per second, all threads */
 } Possible;
 
-static Possible possible_measure(Device *d, Arena *arena) {
+static double flops_possible(Pool *pool, Rates *r, Loop loop, int elements) {
+    r->loop = loop;
+    return 2.0 * 12 * elements * PEAK_ROUNDS * r->parts / seconds_least(pool, peak_task, r);
+}
+
+static void possible_measure(Device *d, Arena *arena, Possible *fp32, Possible *bf16) {
     Rates r = {.parts = pool_threads(d->pool)};
+    const FmaLoop *loops = NULL;
     for (size_t i = 0; i < COUNT(fma_loops); i++) {
-        if (strcmp(fma_loops[i].kernels, d->kernels->name) == 0) r.fma = &fma_loops[i];
+        if (strcmp(fma_loops[i].kernels, d->kernels->name) == 0) loops = &fma_loops[i];
     }
-    MUST(r.fma != NULL);
+    MUST(loops != NULL);
     Mark mark = arena_mark(arena);
     r.from = arena_tensor(arena, FP32, DIM(STREAM_VECTORS, 4)).data;
     r.to = arena_tensor(arena, FP32, DIM(STREAM_VECTORS, 4)).data;
     for (int64_t i = 0; i < STREAM_VECTORS; i++) r.from[i] = r.to[i] = (Four){1, 1, 1, 1};
-    double flops = 2.0 * 12 * r.fma->lanes * PEAK_ROUNDS * r.parts, bytes = 3.0 * sizeof(Four) * STREAM_VECTORS;
-    Possible p = {flops / seconds_least(d->pool, peak_task, &r), bytes / seconds_least(d->pool, stream_task, &r)};
+    double bytes = 3.0 * sizeof(Four) * STREAM_VECTORS / seconds_least(d->pool, stream_task, &r);
+    *fp32 = *bf16 = (Possible){flops_possible(d->pool, &r, loops->fma, loops->lanes), bytes};
+    if (loops->dot != NULL) bf16->flops = flops_possible(d->pool, &r, loops->dot, 2 * loops->lanes);
     arena_reset(arena, mark);
-    return p;
 }
 
 /* Processor seconds that all programs have used, from /proc/stat; 0 where there is none. */
@@ -551,25 +578,26 @@ static bool bench_run(const char *name, int threads, Error *e) {
         device_close(d);
         return false;
     }
-    Possible p = possible_measure(d, &arena);
-    printf("%s kernels, %d threads: possible are %.1f GFLOP/s (fp32 multiply-adds between registers) and %.1f GB/s "
-           "(adding large arrays)\n\n",
-           kernels->name, threads, 1e-9 * p.flops, 1e-9 * p.bytes);
+    static const Type types[] = {FP32, BF16};
+    Possible possible[COUNT(types)];
+    possible_measure(d, &arena, &possible[0], &possible[1]);
+    printf("%s kernels, %d threads: possible are %.1f GFLOP/s in fp32 and %.1f in bf16 (multiply-adds between "
+           "registers) and %.1f GB/s (adding large arrays)\n\n",
+           kernels->name, threads, 1e-9 * possible[0].flops, 1e-9 * possible[1].flops, 1e-9 * possible[0].bytes);
     printf("%-20s %-18s %-5s %10s %9s %6s %8s %6s %8s\n", "op", "size", "type", "median us", "GFLOP/s", "%", "GB/s",
            "%", "% of possible");
-    static const Type types[] = {FP32, BF16};
     Measured rows[COUNT(types) * COUNT(cases)];
     int disturbed = 0;
     for (size_t i = 0; i < COUNT(rows); i++) {
         Bench b = {.stream = &d->stream[STREAM_COMPUTE], .arena = &arena, .real = types[i / COUNT(cases)]};
         b.sum = type_sum(b.real);
         rows[i] = case_measure(&b, &cases[i % COUNT(cases)]);
-        row_print(&rows[i], p);
+        row_print(&rows[i], possible[i / COUNT(cases)]);
         disturbed += rows[i].others > OTHERS_MOST;
     }
     if (disturbed > 0) printf("\n%d rows were disturbed by other programs: run again on a quiet machine.\n", disturbed);
     printf("\n");
-    for (size_t i = 0; i < COUNT(rows); i++) row_print_json(&rows[i], p, d);
+    for (size_t i = 0; i < COUNT(rows); i++) row_print_json(&rows[i], possible[i / COUNT(cases)], d);
     arena_close(&arena);
     device_close(d);
     return true;

@@ -538,6 +538,8 @@ static const Case cases[] = {
     {LINEAR, .n = {7, 13, 5}},
     {LINEAR, .n = {16, 32, 32}},
     {LINEAR, .n = {67, 131, 97}},
+    {LINEAR, .n = {13, 35, 1027}}, /* sums of several blocks */
+    {LINEAR, .n = {1025, 6, 3}},
     {LOGITS, .n = {3, 2, 11}},
     {LOGITS, .n = {61, 103, 37}},
     {EXPERTS, .n = {3, 4, 5}, .rows = {0, 0, 0}},
@@ -576,6 +578,8 @@ static const Case cases[] = {
     {ATTENTION, .n = {19, 2, 1, 8, 1, 19}, .cancelled = 1},
     {ATTENTION, .n = {71, 4, 2, 16, 0, 71}},
     {ATTENTION, .n = {139, 3, 1, 7, 40, 83}},
+    {ATTENTION, .n = {113, 4, 2, 48, 0, 61}}, /* dq made with dk and dv: in place, in fp32 */
+    {ATTENTION, .n = {101, 2, 2, 20, 30, 101}},
     {ROUTE, .n = {0, 4, 2, true, true, false}},
     {ROUTE, .n = {5, 3, 3, false, true, false}},
     {ROUTE, .n = {9, 7, 2, true, true, false}},

@@ -149,6 +149,11 @@ static void cpu_agrees_with_the_definitions(void **state) {
     table_agrees("cpu");
 }
 
+static void avx512bf16_agrees_with_the_definitions(void **state) {
+    (void)state;
+    table_agrees("cpu:avx512bf16");
+}
+
 static void avx512_agrees_with_the_definitions(void **state) {
     (void)state;
     table_agrees("cpu:avx512");
@@ -807,6 +812,7 @@ static void doors_refuse_wrong_shapes_and_types(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cpu_agrees_with_the_definitions),
+        cmocka_unit_test(avx512bf16_agrees_with_the_definitions),
         cmocka_unit_test(avx512_agrees_with_the_definitions),
         cmocka_unit_test(avx2_agrees_with_the_definitions),
         cmocka_unit_test(portable_agrees_with_the_definitions),

@@ -13,7 +13,8 @@ static const char *const schedules[] = {
     [SCHEDULE_CONSTANT] = "constant", [SCHEDULE_LINEAR] = "linear", [SCHEDULE_COSINE] = "cosine", NULL};
 static const char *const updates[] = {[UPDATE_DEFERRED] = "deferred", [UPDATE_BLOCKING] = "blocking", NULL};
 static const char *const activations[] = {[ACTIVATIONS_KEEP] = "keep", [ACTIVATIONS_RECOMPUTE] = "recompute", NULL};
-static const char *const devices[] = {"cpu", "cpu:plain", "cpu:late", "sim:NAME", "sim:FILE.json", NULL};
+static const char *const devices[] = {"cpu", "cpu:plain", "cpu:late", "cpu:avx512bf16", "cpu:avx512",
+                                      "cpu:avx2", "cpu:portable", "sim:NAME", "sim:FILE.json", NULL};
 static const char *const routings[] = {"balanced", "worst", "replay:FILE", NULL};
 
 _Static_assert(sizeof(Type) == sizeof(int) && sizeof(Schedule) == sizeof(int) && sizeof(UpdateTime) == sizeof(int) &&

@@ -43,8 +43,8 @@ typedef struct Kernels {
 } Kernels;
 
 extern const Kernels kernels_plain; /* ops/cpu: the definitions */
-/* The kernels for a device name: "cpu", "cpu:late" (the best instruction set this processor has), "cpu:plain", "cpu:avx512",
- * "cpu:avx2", "cpu:portable" (refused in words where the processor lacks it); NULL without error for sim. */
+/* The kernels for a device name: "cpu", "cpu:late" (the best instruction set this processor has), "cpu:plain",
+ * "cpu:avx512bf16", "cpu:avx512", "cpu:avx2", "cpu:portable" (refused in words where the processor lacks it); NULL without error for sim. */
 const Kernels *kernels_for(const char *device, Error *e);
 
 /* The pool that a kernel on this stream may use: NULL (serial) on every stream but compute. */

@@ -1,15 +1,17 @@
-/* Attention and its gradient, as two small products.
+/* Attention and its gradient, as small products.
  *
  * One block of rows is held: its rows lie along the lanes of vectors, in strips [d][STRIP]. The rows that it meets
  * pass by in their own order, read where they are, each element broadcast to all lanes:
  *
  *     meet:    S[row][lane]  = sum_c passing[row][c] held[c][lane]
  *     gather:  sum[c][lane] += sum_row passing[row][c] W[row][lane]
+ *     spread:  sum[row][c]  += sum_lane W[row][lane] held[lane][c]
  *
  *     what runs      held           passing      meets                          gathers
  *     forward        queries        keys         S = k q                        out += v P
  *     dk, dv         keys, values   queries      S = q k, dP = dout v           dv += dout P, dk += q dS
  *     dq             queries, dout  keys         S = k q, dP = v dout           dq += k dS
+ *     fused          keys, values   queries      S = q k, dP = dout v           dv, dk; spreads dq += dS k
  *
  * with P = exp(scale S - lse) and dS = scale P (dP - delta). No sum ever crosses lanes, nothing is packed but the
  * held block, and scores exist for one strip and CHUNK passing rows at a time. In the forward lse is not known
@@ -19,7 +21,9 @@
  * Which rows a lane sees is one interval either way: query t sees keys first_key(t) .. t, and since first_key
  * never falls, key j is seen by queries j .. last_query(j). Chunks that no lane sees are skipped; only rows that
  * some lane does not see are masked. A task is one held block, so results depend on no other task; the gradient
- * meets every pair twice, which costs 7 products instead of 5 and spares any sum between tasks. */
+ * then meets every pair twice, which costs 7 products instead of 5. Where the threads can share the KV heads without
+ * much waiting a task is a whole KV head instead: its key blocks in order also make dq, with 5 products. Either way
+ * each element of S, dP and dq is the same sum in the same order: how the work is cut changes no bit. */
 #include "ops/cpu/fast/fast.h"
 
 enum {
@@ -28,6 +32,7 @@ enum {
     VECTORS = 3, /* of a strip */
     STRIP = VECTORS * LANES,
     STRIPS = BLOCK / STRIP,
+    SPREAD = 2,                        /* vectors of a spread tile */
     TILE = VECTOR_BYTES == 64 ? 8 : 4, /* TILE x VECTORS sums fill the registers */
 };
 _Static_assert(BLOCK % STRIP == 0, "a block is whole strips");
@@ -94,6 +99,40 @@ static void gather(REAL *sum, const Vector *factor, Rows passing, int64_t rows, 
     for (; c + TILE <= d; c += TILE, passing.at += TILE) gather_tile(sum + c * STRIP, factor, passing, rows, w, TILE);
     for (; c + 2 <= d; c += 2, passing.at += 2) gather_tile(sum + c * STRIP, factor, passing, rows, w, 2);
     if (c < d) gather_tile(sum + c * STRIP, factor, passing, rows, w, 1);
+}
+
+INLINE void spread_tile(REAL *sum, int64_t stride, const REAL *w, int64_t lanes, Rows held, const int rows,
+                        const int vectors) {
+    Vector total[TILE][SPREAD];
+    UNROLLED for (int r = 0; r < rows; r++) {
+        UNROLLED for (int v = 0; v < vectors; v++) total[r][v] = vector_load(sum + r * stride + v * LANES);
+    }
+    for (int64_t lane = 0; lane < lanes; lane++) {
+        Vector row[SPREAD];
+        UNROLLED for (int v = 0; v < vectors; v++) row[v] = vector_load(held.at + lane * held.stride + v * LANES);
+        UNROLLED for (int r = 0; r < rows; r++) {
+            Vector x = vector_all(w[r * STRIP + lane]);
+            UNROLLED for (int v = 0; v < vectors; v++) total[r][v] += x * row[v];
+        }
+    }
+    UNROLLED for (int r = 0; r < rows; r++) {
+        UNROLLED for (int v = 0; v < vectors; v++) vector_store(sum + r * stride + v * LANES, total[r][v]);
+    }
+}
+
+INLINE void spread_rows(REAL *sum, int64_t stride, const REAL *w, int64_t lanes, Rows held, const int rows) {
+    int64_t c = 0;
+    for (; c + SPREAD * LANES <= held.stride; c += SPREAD * LANES)
+        spread_tile(sum + c, stride, w, lanes, (Rows){held.at + c, held.stride}, rows, SPREAD);
+    for (; c < held.stride; c += LANES)
+        spread_tile(sum + c, stride, w, lanes, (Rows){held.at + c, held.stride}, rows, 1);
+}
+
+/* sum[row][c] += sum_lane w[row][lane] held[lane][c], for c < held.stride, which is whole vectors */
+static void spread(REAL *sum, int64_t stride, const REAL *w, int64_t rows, int64_t lanes, Rows held) {
+    int64_t r = 0;
+    for (; r + TILE <= rows; r += TILE) spread_rows(sum + r * stride, stride, w + r * STRIP, lanes, held, TILE);
+    for (; r < rows; r++) spread_rows(sum + r * stride, stride, w + r * STRIP, lanes, held, 1);
 }
 
 /* ---- Who sees whom ---------------------------------------------------------------------------- */
@@ -182,21 +221,45 @@ static void mask_unseen(REAL *s, const Sight *see, int64_t row, int64_t rows) {
 /* ---- Blocks ----------------------------------------------------------------------------------- */
 
 /* A worker's scratch, cut up: two held blocks and two sums [STRIPS][d][STRIP], two sets of scores, passing rows as
- * REALs. */
+ * REALs; of a fused task the held keys as rows and, unless it is summed in place, dq [heads of the group][tokens]. */
 typedef struct {
-    REAL *held[2], *sum[2], *s, *ds, *passing[2];
+    REAL *held[2], *sum[2], *s, *ds, *passing[2], *keys, *dq;
 } Scratch;
 
 typedef struct {
     const AttentionArgs *a;
     Pool *pool;
     int64_t blocks; /* of one head */
+    bool fused;
 } Job;
+
+/* Elements of a row in scratch that is whole vectors. */
+static int64_t whole_vectors(const AttentionArgs *a) {
+    return ceil_div(a->q.dim[2], LANES) * LANES;
+}
+
+/* Sums of dq are made in its own memory, if that can hold them. */
+static bool in_place(const AttentionArgs *a) {
+    return a->dq.type == REAL_TYPE && a->dq.dim[2] % LANES == 0;
+}
+
+/* REALs that a fused task needs for dq. */
+static int64_t dq_count(const AttentionArgs *a) {
+    return in_place(a) ? 0 : a->q.dim[0] * (a->q.dim[1] / a->k.dim[1]) * whole_vectors(a);
+}
+
+/* REALs that a task needs for all but dq. */
+static int64_t scratch_count(const Job *job) {
+    Tensor q = job->a->q;
+    int64_t chunk = q.type == REAL_TYPE ? 0 : CHUNK * q.dim[2], keys = BLOCK * whole_vectors(job->a);
+    return 4 * q.dim[2] * BLOCK + 2 * CHUNK * STRIP + 2 * chunk + keys;
+}
 
 static Scratch scratch_of(const Job *job, int worker) {
     Tensor q = job->a->q;
     int64_t block = q.dim[2] * BLOCK, scores = CHUNK * STRIP, chunk = q.type == REAL_TYPE ? 0 : CHUNK * q.dim[2];
-    REAL *p = pool_scratch(job->pool, worker, (4 * block + 2 * scores + 2 * chunk) * (int64_t)sizeof(REAL));
+    int64_t count = scratch_count(job) + (job->fused ? dq_count(job->a) : 0);
+    REAL *p = pool_scratch(job->pool, worker, count * (int64_t)sizeof(REAL));
     REAL *scored = p + 4 * block, *rows = scored + 2 * scores;
     return (Scratch){
         .held = {p, p + block},
@@ -204,6 +267,8 @@ static Scratch scratch_of(const Job *job, int worker) {
         .s = scored,
         .ds = scored + scores,
         .passing = {rows, rows + chunk},
+        .keys = rows + 2 * chunk,
+        .dq = p + scratch_count(job),
     };
 }
 
@@ -389,7 +454,31 @@ INLINE void differ(REAL *s, REAL *ds, int64_t rows, REAL scale, const REAL *lse,
     }
 }
 
-/* Task: dk and dv of one block of keys of one KV head, from all queries of all its heads. */
+/* Rows first .. first + count - 1 of one head as rows of whole vectors, ended with zeros; the rows beyond are 0. */
+static Rows hold_rows(REAL *rows, int64_t stride, Tensor x, int64_t head, int64_t first, int64_t count) {
+    int64_t heads = x.dim[1], d = x.dim[2];
+    memset(rows, 0, (size_t)(BLOCK * stride) * sizeof(REAL));
+    for (int64_t i = 0; i < count; i++) {
+        int64_t at = ((first + i) * heads + head) * d;
+        for (int64_t c = 0; c < d; c += LANES) vector_store(rows + i * stride + c, vector_get(x, at + c, d - c));
+    }
+    return (Rows){rows, stride};
+}
+
+/* Rows `at` in which dq of one head is summed. */
+typedef struct {
+    REAL *at;
+    int64_t stride;
+} Sums;
+
+static Sums dq_sums(const AttentionArgs *a, const Scratch *w, int64_t head) {
+    int64_t tokens = a->q.dim[0], heads = a->q.dim[1], d = a->q.dim[2], group = heads / a->k.dim[1];
+    if (in_place(a)) return (Sums){(REAL *)a->dq.data + head * d, heads * d};
+    return (Sums){w->dq + head % group * tokens * whole_vectors(a), whole_vectors(a)};
+}
+
+/* dk and dv of one block of keys of one KV head, from all queries of all its heads; when fused also what the keys add
+ * to their dq. */
 static void find_dkv(const Job *job, int64_t kv, int64_t block, int worker) {
     const AttentionArgs *a = job->a;
     int64_t d = a->q.dim[2], group = a->q.dim[1] / a->k.dim[1], strip = d * STRIP;
@@ -400,7 +489,10 @@ static void find_dkv(const Job *job, int64_t kv, int64_t block, int worker) {
     hold(w.held[1], a->v, kv, b.at, b.count, w.passing[0]);
     memset(w.sum[0], 0, (size_t)(b.strips * strip) * sizeof(REAL));
     memset(w.sum[1], 0, (size_t)(b.strips * strip) * sizeof(REAL));
+    Rows keys = {0};
+    if (job->fused) keys = hold_rows(w.keys, whole_vectors(a), a->k, kv, b.at, b.count);
     for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
+        Sums dq = dq_sums(a, &w, head);
         for (int64_t row = b.begin; row < b.end; row += CHUNK) {
             int64_t rows = min64(CHUNK, b.end - row);
             Rows q = pass(a->q, head, row, rows, w.passing[0]), dout = pass(a->dout, head, row, rows, w.passing[1]);
@@ -414,6 +506,9 @@ static void find_dkv(const Job *job, int64_t kv, int64_t block, int worker) {
                 differ(w.s, w.ds, part.rows, (REAL)a->shape.scale, lse + first, delta + first, false);
                 gather(w.sum[1] + i * strip, NULL, rows_from(dout, part.from), part.rows, w.s, d);
                 gather(w.sum[0] + i * strip, NULL, rows_from(q, part.from), part.rows, w.ds, d);
+                if (!job->fused) continue;
+                REAL *to = dq.at + (row + part.from) * dq.stride;
+                spread(to, dq.stride, w.ds, part.rows, min64(STRIP, b.count - i * STRIP), rows_from(keys, i * STRIP));
             }
         }
     }
@@ -449,7 +544,35 @@ static void find_dq(const Job *job, int64_t head, int64_t block, int worker) {
     bring_home(a->dq, head, b.at, b.count, w.sum[0], w.passing[0]);
 }
 
-/* Of either kind, those that see most first. */
+/* Task: one KV head, all gradients. */
+static void differentiate_head(void *context, int64_t kv, int worker) {
+    const Job *job = context;
+    const AttentionArgs *a = job->a;
+    int64_t tokens = a->q.dim[0], heads = a->q.dim[1], d = a->q.dim[2], group = heads / a->k.dim[1];
+    const size_t row = (size_t)whole_vectors(a) * sizeof(REAL);
+    Scratch w = scratch_of(job, worker);
+    for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
+        Sums dq = dq_sums(a, &w, head);
+        for (int64_t t = 0; t < tokens; t++) memset(dq.at + t * dq.stride, 0, row);
+    }
+    for (int64_t block = 0; block < job->blocks; block++) find_dkv(job, kv, block, worker);
+    for (int64_t head = kv * group; head < (kv + 1) * group && !in_place(a); head++) {
+        Sums dq = dq_sums(a, &w, head);
+        for (int64_t t = 0; t < tokens; t++) {
+            for (int64_t c = 0; c < d; c += LANES)
+                vector_put(a->dq, (t * heads + head) * d + c, d - c, vector_load(dq.at + t * dq.stride + c));
+        }
+    }
+}
+
+/* Fused, all wait for the thread with the most heads; 5 products instead of 7 may be worth that. */
+static bool is_fused(const Job *job) {
+    int64_t heads = job->a->k.dim[1], threads = pool_threads(job->pool);
+    bool fits = (scratch_count(job) + dq_count(job->a)) * (int64_t)sizeof(REAL) <= POOL_SCRATCH_BYTES;
+    return fits && 5 * threads * ceil_div(heads, threads) < 7 * heads;
+}
+
+/* Task: one block. Of either kind, those that see most first. */
 static void differentiate(void *context, int64_t index, int worker) {
     const Job *job = context;
     int64_t kv_tasks = job->a->k.dim[1] * job->blocks;
@@ -466,5 +589,10 @@ void KERNEL(attention_backward)(Stream *s, const void *args) {
     Job job = {.a = a, .pool = stream_pool(s), .blocks = ceil_div(a->q.dim[0], BLOCK)};
     MUST(job.pool != NULL);
     pool_run(job.pool, ceil_div(a->q.dim[0], CHUNK), find_delta, (void *)args);
-    pool_run(job.pool, (a->q.dim[1] + a->k.dim[1]) * job.blocks, differentiate, &job);
+    job.fused = is_fused(&job);
+    if (job.fused) {
+        pool_run(job.pool, a->k.dim[1], differentiate_head, &job);
+    } else {
+        pool_run(job.pool, (a->q.dim[1] + a->k.dim[1]) * job.blocks, differentiate, &job);
+    }
 }

@@ -12,29 +12,130 @@
  *   |  | | tile |      |      |  TILE_ROWS    multiply-adds.
  *   +--+ +------+------+------+
  *
+ * What runs along k are words: elements as REALs, or, where both operands are bf16 and the processor has dot products
+ * of pairs (avx512bf16), two neighbours along k side by side. A pair is as wide as a float, so that panels, squares,
+ * strips and tiles are one code: only the multiplication and the way from elements to words know the difference. The
+ * dot product rounds as the processor likes (the sum of two products may be rounded between them) and takes denormals
+ * for 0: its results are as good as those of widened operands, not the same.
+ *
  * Results that are not rows of REALs (bf16, or turned) are summed in scratch and brought home after the last block of
  * k. Operands are often larger than the caches: while the kernel works it asks for the memory that is packed next. */
 #include "ops/cpu/fast/gemm.h"
 
+/* ---- Words ------------------------------------------------------------------------------------ */
+
+typedef enum {
+    WORD_REAL, /* an element */
+    WORD_WIDE, /* a bf16 element, widened */
+    WORD_PAIR, /* two bf16 elements, the first one low; beyond an odd k 0 */
+} WordKind;
+
+typedef Word LooseWord __attribute__((aligned(2), may_alias)); /* pairs are read where they lie */
+
+static bool is_paired(const Product *p) {
+    return PAIRED && p->a.type == BF16 && p->b.type == BF16;
+}
+
+/* How the words of one operand are made. */
+static WordKind word_kind(Operand o, bool paired) {
+    return paired ? WORD_PAIR : o.type == REAL_TYPE ? WORD_REAL : WORD_WIDE;
+}
+
+static int64_t word_count(int64_t k, bool paired) {
+    return paired ? (k + 1) / 2 : k;
+}
+
+static inline Words words_all(Word x) {
+    return x - (Words){0};
+}
+
+#if PAIRED
+/* Lane by lane sum + a b, the dot product of two pairs. */
+INLINE Vector pairs_add(Vector sum, Vector a, Vector b) {
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#else
+INLINE Vector pairs_add(Vector sum, Vector a, Vector b) {
+    (void)a, (void)b;
+    return sum; /* is_paired is false */
+}
+#endif
+
+INLINE const void *element_of(const void *row, int64_t i, WordKind kind) {
+    return (const char *)row + (size_t)i * (kind == WORD_REAL ? sizeof(REAL) : 2);
+}
+
+/* The second of two rows of pairs, where k ends with the first. */
+static const uint16_t no_row[TILE_COLUMNS];
+
+#if REAL_BITS == 32
+INLINE REAL word_load(const void *p, const uint16_t *next, WordKind kind) {
+    if (kind == WORD_REAL) return *(const REAL *)p;
+    if (kind == WORD_WIDE) return bf16_to_float(*(const uint16_t *)p);
+    Word pair = *(const uint16_t *)p | (Word)*next << 16;
+    REAL word;
+    memcpy(&word, &pair, sizeof word);
+    return word;
+}
+
+/* LANES words from contiguous elements; of pairs the second elements are at `next`. */
+INLINE Vector words_load(const void *p, const uint16_t *next, WordKind kind) {
+    if (kind == WORD_REAL) return vector_load(p);
+    Vector first = vector_from_bf16(p);
+    if (kind == WORD_WIDE) return first;
+    return (Vector)((Words)first >> 16 | (Words)vector_from_bf16(next));
+}
+#else
+INLINE REAL word_load(const void *p, const uint16_t *next, WordKind kind) {
+    (void)next, (void)kind;
+    return *(const REAL *)p;
+}
+
+INLINE Vector words_load(const void *p, const uint16_t *next, WordKind kind) {
+    (void)next, (void)kind;
+    return vector_load(p);
+}
+#endif
+
+/* LANES words from elements that are contiguous along k. */
+INLINE Vector words_load_along(const void *p, WordKind kind) {
+    if (kind == WORD_WIDE) return words_load(p, NULL, kind);
+    Vector v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/* Words across k take their first elements from one row of o and their second from the next; k rows in all. */
+INLINE const uint16_t *second_row(Operand o, int64_t p, int64_t k, WordKind kind) {
+    return kind == WORD_PAIR && 2 * p + 1 < k ? element_at(o, 2 * p + 1, 0) : no_row;
+}
+
 /* ---- The kernel ------------------------------------------------------------------------------- */
 
-/* One tile: c[rows, columns] (+)= left right over `depth`. */
+/* What the kernel asks the memory for while it works: two cache lines, neighbours or, of pairs, `second` bytes apart;
+ * `step` bytes further at each step of depth. */
+typedef struct {
+    const char *data;
+    int64_t second, step;
+} Ahead;
+
+/* One tile: c[rows, columns] (+)= left right over `depth` words. */
 typedef struct {
     int64_t depth;
-    const REAL *left; /* element (i, p) at left[i row + p step] */
+    bool paired;
+    const LooseWord *left; /* word (i, p) at left[i row + p step] */
     int64_t left_row, left_step;
     const REAL *right; /* row p at right[p right_step] */
     int64_t right_step;
     REAL *c;
     int64_t c_row;
     bool add;
-    const char *ahead; /* two cache lines to ask for, `ahead_step` bytes further at each step of depth */
-    int64_t ahead_step;
+    Ahead ahead;
 } Tile;
 
 /* Rows are reached from one pointer in three: the other addresses are base + row and base + 2 row, which the processor
  * computes within the load, so that all pointers stay in registers. */
-INLINE void tile_product(const Tile *t, const int rows, const int vectors) {
+INLINE void tile_product(const Tile *t, const int rows, const int vectors, const bool paired) {
     Vector sum[TILE_ROWS][TILE_VECTORS];
     UNROLLED for (int i = 0; i < rows; i++) {
         UNROLLED for (int v = 0; v < vectors; v++) sum[i][v] = vector_all(0);
@@ -43,19 +144,22 @@ INLINE void tile_product(const Tile *t, const int rows, const int vectors) {
         UNROLLED for (int v = 0; v < vectors; v++) __builtin_prefetch(t->c + i * t->c_row + v * LANES, 1);
     }
     const int64_t row = t->left_row;
-    const REAL *left[TILE_ROWS / 3];
+    const LooseWord *left[TILE_ROWS / 3];
     UNROLLED for (int i = 0; i < TILE_ROWS / 3; i++) left[i] = t->left + 3 * i * row;
     const REAL *right = t->right;
-    const char *ahead = t->ahead;
+    const char *ahead = t->ahead.data;
+    const int64_t second = paired ? t->ahead.second : 64;
     for (int64_t p = t->depth; p > 0; p--) {
         __builtin_prefetch(ahead, 0, 2);
-        __builtin_prefetch(ahead + 64, 0, 2);
-        ahead += t->ahead_step;
+        __builtin_prefetch(ahead + second, 0, 2);
+        ahead += t->ahead.step;
         Vector b[TILE_VECTORS];
         UNROLLED for (int v = 0; v < vectors; v++) b[v] = vector_load(right + v * LANES);
         UNROLLED for (int i = 0; i < rows; i++) {
-            Vector a = vector_all(left[i / 3][i % 3 * row]);
-            UNROLLED for (int v = 0; v < vectors; v++) sum[i][v] += a * b[v];
+            Vector a = (Vector)words_all(left[i / 3][i % 3 * row]);
+            UNROLLED for (int v = 0; v < vectors; v++) {
+                sum[i][v] = paired ? pairs_add(sum[i][v], a, b[v]) : sum[i][v] + a * b[v];
+            }
         }
         UNROLLED for (int i = 0; i < TILE_ROWS / 3; i++) left[i] += t->left_step;
         right += t->right_step;
@@ -72,16 +176,18 @@ typedef void (*TileFunction)(const Tile *t);
 
 /* clang-format off */
 #define TILE(rows)                                                                                                     \
-    static void tile_##rows##_1(const Tile *t) { tile_product(t, rows, 1); }                                           \
-    static void tile_##rows##_2(const Tile *t) { tile_product(t, rows, 2); }
-#define TILE_ENTRY(rows) {tile_##rows##_1, tile_##rows##_2}
+    static void tile_##rows##_1(const Tile *t) { tile_product(t, rows, 1, false); }                                    \
+    static void tile_##rows##_2(const Tile *t) { tile_product(t, rows, 2, false); }                                    \
+    static void pairs_##rows##_1(const Tile *t) { tile_product(t, rows, 1, PAIRED); }                                  \
+    static void pairs_##rows##_2(const Tile *t) { tile_product(t, rows, 2, PAIRED); }
+#define TILE_ENTRY(rows) {{tile_##rows##_1, tile_##rows##_2}, {pairs_##rows##_1, pairs_##rows##_2}}
 
 TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
 #if VECTOR_BYTES == 64
 TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
 #endif
 
-static const TileFunction tile_functions[TILE_ROWS][TILE_VECTORS] = {
+static const TileFunction tile_functions[TILE_ROWS][2][TILE_VECTORS] = {
     TILE_ENTRY(1), TILE_ENTRY(2), TILE_ENTRY(3), TILE_ENTRY(4), TILE_ENTRY(5), TILE_ENTRY(6),
 #if VECTOR_BYTES == 64
     TILE_ENTRY(7), TILE_ENTRY(8), TILE_ENTRY(9), TILE_ENTRY(10), TILE_ENTRY(11), TILE_ENTRY(12),
@@ -92,7 +198,7 @@ static const TileFunction tile_functions[TILE_ROWS][TILE_VECTORS] = {
 /* `columns` of c may end within a vector; the tile is then made beside and copied. */
 static void tile_run(Tile t, int64_t rows, int64_t columns) {
     int64_t vectors = ceil_div(columns, LANES);
-    TileFunction run = tile_functions[rows - 1][vectors - 1];
+    TileFunction run = tile_functions[rows - 1][t.paired][vectors - 1];
     if (columns == vectors * LANES) {
         run(&t);
         return;
@@ -113,87 +219,70 @@ static void tile_run(Tile t, int64_t rows, int64_t columns) {
     }
 }
 
-/* ---- Elements of either type ------------------------------------------------------------------ */
-
-#if REAL_BITS == 32
-INLINE REAL value_load(const void *p, bool half) {
-    return half ? bf16_to_float(*(const uint16_t *)p) : *(const REAL *)p;
-}
-
-INLINE Vector values_vector(const void *p, bool half) {
-    return half ? vector_from_bf16(p) : vector_load(p);
-}
-#else
-INLINE REAL value_load(const void *p, bool half) {
-    (void)half;
-    return *(const REAL *)p;
-}
-
-INLINE Vector values_vector(const void *p, bool half) {
-    (void)half;
-    return vector_load(p);
-}
-#endif
-
-INLINE const void *value_at(const void *p, int64_t i, bool half) {
-    return (const char *)p + (size_t)i * (half ? 2 : sizeof(REAL));
-}
-
 /* ---- Packing the right side ------------------------------------------------------------------- */
 
-/* One panel: panel[p TILE_COLUMNS + j] = b[p, j], zeros beyond `columns`. Here rows of b are contiguous. */
-INLINE void pack_rows(REAL *panel, Operand b, int64_t columns, int64_t depth, bool half) {
+/* One panel: panel[p TILE_COLUMNS + j] = word p of column j, zeros beyond `columns`. Here rows of b are contiguous. */
+INLINE void pack_rows(REAL *panel, Operand b, int64_t columns, int64_t k, const WordKind kind) {
+    const int64_t depth = word_count(k, kind == WORD_PAIR), step = kind == WORD_PAIR ? 2 : 1;
     for (int64_t p = 0; p < depth; p++, panel += TILE_COLUMNS) {
-        const void *from = element_at(b, p, 0);
+        const void *row = element_at(b, p * step, 0);
+        const uint16_t *next = second_row(b, p, k, kind);
         if (columns == TILE_COLUMNS) {
             UNROLLED for (int j = 0; j < TILE_COLUMNS; j += LANES) {
-                vector_store(panel + j, values_vector(value_at(from, j, half), half));
+                vector_store(panel + j, words_load(element_of(row, j, kind), next + j, kind));
             }
             continue;
         }
         for (int64_t j = 0; j < TILE_COLUMNS; j++) {
-            panel[j] = j < columns ? value_load(value_at(from, j, half), half) : 0;
+            panel[j] = j < columns ? word_load(element_of(row, j, kind), next + j, kind) : 0;
         }
     }
 }
 
 /* Columns of b are contiguous: squares of LANES are transposed. */
-INLINE void pack_columns(REAL *panel, Operand b, int64_t columns, int64_t depth, bool half) {
+INLINE void pack_columns(REAL *panel, Operand b, int64_t columns, int64_t k, const WordKind kind) {
+    const int64_t depth = word_count(k, kind == WORD_PAIR), step = kind == WORD_PAIR ? 2 : 1, whole = k / step;
     for (int64_t j = 0; j < TILE_COLUMNS; j += LANES) {
         int64_t p = 0;
-        for (; j + LANES <= columns && p + LANES <= depth; p += LANES) {
+        for (; j + LANES <= columns && p + LANES <= whole; p += LANES) {
             Vector square[LANES];
-            UNROLLED for (int i = 0; i < LANES; i++) square[i] = values_vector(element_at(b, p, j + i), half);
+            UNROLLED for (int i = 0; i < LANES; i++) {
+                square[i] = words_load_along(element_at(b, p * step, j + i), kind);
+            }
             transpose(square);
             UNROLLED for (int i = 0; i < LANES; i++) vector_store(panel + (p + i) * TILE_COLUMNS + j, square[i]);
         }
         for (; p < depth; p++) {
             for (int64_t i = j; i < j + LANES; i++) {
-                panel[p * TILE_COLUMNS + i] = i < columns ? value_load(element_at(b, p, i), half) : 0;
+                const uint16_t *next = p < whole ? element_at(b, p * step + 1, i) : no_row;
+                panel[p * TILE_COLUMNS + i] = i < columns ? word_load(element_at(b, p * step, i), next, kind) : 0;
             }
         }
     }
 }
 
-INLINE void pack(REAL *right, Operand b, int64_t n, int64_t depth, bool half) {
+INLINE void pack(REAL *right, Operand b, int64_t n, int64_t k, const WordKind kind) {
     MUST(b.row == 1 || b.column == 1);
-    for (int64_t j = 0; j < n; j += TILE_COLUMNS, right += TILE_COLUMNS * depth) {
+    int64_t panel = TILE_COLUMNS * word_count(k, kind == WORD_PAIR);
+    for (int64_t j = 0; j < n; j += TILE_COLUMNS, right += panel) {
         Operand part = {element_at(b, 0, j), b.type, b.row, b.column};
         int64_t columns = min64(TILE_COLUMNS, n - j);
         if (b.row == 1) {
-            pack_columns(right, part, columns, depth, half);
+            pack_columns(right, part, columns, k, kind);
         } else {
-            pack_rows(right, part, columns, depth, half);
+            pack_rows(right, part, columns, k, kind);
         }
     }
 }
 
 /* ---- The left side ---------------------------------------------------------------------------- */
 
-/* `rows` of a as REALs: where they lie, or copied. */
+enum { LEFT_STRIDE = GEMM_DEPTH + LANES }; /* not a power of two: rows would fall on each other in the first cache */
+
+/* The words of some rows of a: where they lie, or copied. */
 typedef struct {
-    const REAL *data;
-    int64_t row, step;
+    const void *data;
+    int64_t row, step; /* in words */
 } Left;
 
 static Left left_copy_across(REAL *buffer, Operand a, int64_t rows, int64_t depth) {
@@ -210,35 +299,53 @@ static Left left_copy_across(REAL *buffer, Operand a, int64_t rows, int64_t dept
     return (Left){buffer, 1, TILE_ROWS};
 }
 
-/* Widens LANES values at once where there are as many to read: what is too much is overwritten by the next row. */
-static Left left_widen_across(REAL *buffer, Operand a, int64_t rows, int64_t depth, int64_t readable) {
+/* Makes LANES words at once where there are as many to read: what is too much is overwritten by the next row. */
+INLINE Left left_convert_across(REAL *buffer, Operand a, int64_t rows, int64_t k, int64_t readable,
+                                const WordKind kind) {
+    const int64_t depth = word_count(k, kind == WORD_PAIR), step = kind == WORD_PAIR ? 2 : 1;
+    Operand across = operand_transposed(a);
     for (int64_t p = 0; p < depth; p++) {
-        const uint16_t *from = element_at(a, 0, p);
+        const uint16_t *from = element_at(across, p * step, 0), *next = second_row(across, p, k, kind);
         REAL *to = buffer + p * TILE_ROWS;
         if (readable >= TILE_ROWS + LANES) {
-            for (int64_t i = 0; i < rows; i += LANES) values_widen(to + i, from + i, LANES);
+            for (int64_t i = 0; i < rows; i += LANES) vector_store(to + i, words_load(from + i, next + i, kind));
         } else {
-            values_widen(to, from, rows);
+            for (int64_t i = 0; i < rows; i++) to[i] = word_load(from + i, next + i, kind);
         }
     }
     return (Left){buffer, 1, TILE_ROWS};
 }
 
 static Left left_widen_rows(REAL *buffer, Operand a, int64_t rows, int64_t depth) {
-    enum { STRIDE = GEMM_DEPTH + LANES }; /* not a power of two: rows would fall on each other in the first cache */
-    for (int64_t i = 0; i < rows; i++) values_widen(buffer + i * STRIDE, element_at(a, i, 0), depth);
-    return (Left){buffer, STRIDE, 1};
+    for (int64_t i = 0; i < rows; i++) values_widen(buffer + i * LEFT_STRIDE, element_at(a, i, 0), depth);
+    return (Left){buffer, LEFT_STRIDE, 1};
+}
+
+/* Rows that do not begin or end with a pair are copied and given a zero. */
+static Left left_pair_rows(REAL *buffer, Operand a, int64_t rows, int64_t k) {
+    if (k % 2 == 0 && a.row % 2 == 0) return (Left){a.data, a.row / 2, 1};
+    for (int64_t i = 0; i < rows; i++) {
+        uint16_t *to = (uint16_t *)(buffer + i * LEFT_STRIDE);
+        memcpy(to, element_at(a, i, 0), (size_t)k * sizeof *to);
+        if (k % 2 == 1) to[k] = 0;
+    }
+    return (Left){buffer, LEFT_STRIDE, 1};
 }
 
 /* `readable`: how many elements from a on a row of a^T still holds. */
-static Left left_get(REAL *buffer, Operand a, int64_t rows, int64_t depth, int64_t readable) {
-    if (a.type == BF16) {
-        if (a.column == 1) return left_widen_rows(buffer, a, rows, depth);
-        MUST(a.row == 1);
-        return left_widen_across(buffer, a, rows, depth, readable);
+static Left left_get(REAL *buffer, Operand a, int64_t rows, int64_t k, int64_t readable, bool paired) {
+    MUST(a.row == 1 || a.column == 1);
+    switch (word_kind(a, paired)) {
+    case WORD_REAL:
+        if (a.column != 1) return left_copy_across(buffer, a, rows, k);
+        return (Left){a.data, a.row, a.column};
+    case WORD_WIDE:
+        if (a.column != 1) return left_convert_across(buffer, a, rows, k, readable, WORD_WIDE);
+        return left_widen_rows(buffer, a, rows, k);
+    case WORD_PAIR: break;
     }
-    if (a.row == 1 && a.column != 1) return left_copy_across(buffer, a, rows, depth);
-    return (Left){a.data, a.row, a.column};
+    if (a.column != 1) return left_convert_across(buffer, a, rows, k, readable, WORD_PAIR);
+    return left_pair_rows(buffer, a, rows, k);
 }
 
 /* ---- Bringing sums home ----------------------------------------------------------------------- */
@@ -250,12 +357,16 @@ INLINE void values_home(void *home, Type type, const REAL *sum, int64_t count, b
         for (int64_t j = 0; j < count; j++) c[j] = add ? c[j] + sum[j] : sum[j];
         return;
     }
+    if (!add) {
+        values_narrow(home, sum, count);
+        return;
+    }
     REAL total[LANES];
     for (int64_t j = 0; j < count; j += LANES) {
         int64_t part = min64(LANES, count - j);
         uint16_t *c = (uint16_t *)home + j;
-        if (add) values_widen(total, c, part);
-        for (int64_t i = 0; i < part; i++) total[i] = add ? total[i] + sum[j + i] : sum[j + i];
+        values_widen(total, c, part);
+        for (int64_t i = 0; i < part; i++) total[i] += sum[j + i];
         values_narrow(c, total, part);
     }
 }
@@ -308,14 +419,14 @@ static bool is_direct(Result c) {
 
 /* Packed into `buffer`; but rows of REALs that few tiles will read are read where they lie. */
 static Right right_get(REAL *buffer, const Product *p) {
-    bool vectors = p->b.type == REAL_TYPE && p->b.column == 1 && p->n % LANES == 0;
+    bool vectors = p->b.type == REAL_TYPE && p->b.column == 1 && p->n % LANES == 0, paired = is_paired(p);
     if (vectors && p->m <= 2 * TILE_ROWS) return (Right){p->b.data, TILE_COLUMNS, p->b.row};
-    if (p->b.type == BF16) {
-        pack(buffer, p->b, p->n, p->k, true);
-    } else {
-        pack(buffer, p->b, p->n, p->k, false);
+    switch (word_kind(p->b, paired)) { /* for each kind a copy of the code */
+    case WORD_REAL: pack(buffer, p->b, p->n, p->k, WORD_REAL); break;
+    case WORD_WIDE: pack(buffer, p->b, p->n, p->k, WORD_WIDE); break;
+    case WORD_PAIR: pack(buffer, p->b, p->n, p->k, WORD_PAIR); break;
     }
-    return (Right){buffer, TILE_COLUMNS * p->k, TILE_COLUMNS};
+    return (Right){buffer, TILE_COLUMNS * word_count(p->k, paired), TILE_COLUMNS};
 }
 
 /* Asks the memory for rows [first, end): the next strip's, while the kernel is busy with this one's. */
@@ -336,29 +447,34 @@ typedef struct {
     Product next; /* the block after this one, or nothing */
 } Phase;
 
-/* What the kernel asks the memory for during tile number `tile` of a block, for the next block: columns, two cache
- * lines wide, of b and of a, where these lie across k. After the last of them only what is near anyway. */
-typedef struct {
-    const char *data;
-    int64_t step;
-} Ahead;
+/* What the kernel asks for during tile number `tile` of a block, for the next block: columns, two cache lines wide, of
+ * b and of a, where these lie across k; of pairs one line of two rows. After the last of them only what is near. */
+static Ahead ahead_across(Operand o, int64_t tile, bool paired) {
+    int64_t row = real_bytes(o.type) * o.row;
+    const char *data = element_at(o, 0, 0);
+    return paired ? (Ahead){data + 64 * tile, row, 2 * row} : (Ahead){data + 128 * tile, 64, row};
+}
 
 static Ahead ahead_of(const Product *next, int64_t tile, const void *near) {
-    const Operand b = next->b, a = next->a;
-    int64_t b_width = 128 / real_bytes(b.type), b_columns = b.column == 1 ? ceil_div(next->n, b_width) : 0;
-    if (tile < b_columns) return (Ahead){element_at(b, 0, tile * b_width), real_bytes(b.type) * b.row};
+    const bool paired = is_paired(next);
+    const Operand b = next->b, a = operand_transposed(next->a);
+    int64_t bytes = paired ? 64 : 128;
+    int64_t b_columns = b.column == 1 ? ceil_div(next->n * real_bytes(b.type), bytes) : 0;
+    if (tile < b_columns) return ahead_across(b, tile, paired);
     tile -= b_columns;
-    int64_t a_width = 128 / real_bytes(a.type), a_columns = a.row == 1 ? ceil_div(next->m, a_width) : 0;
-    if (tile < a_columns) return (Ahead){element_at(a, tile * a_width, 0), real_bytes(a.type) * a.column};
-    return (Ahead){near, 0};
+    int64_t a_columns = a.column == 1 ? ceil_div(next->m * real_bytes(a.type), bytes) : 0;
+    if (tile < a_columns) return ahead_across(a, tile, paired);
+    return (Ahead){near, 0, 0};
 }
 
 /* Rows [row, row + rows) of a block, to `c`, which are rows of REALs. */
 static void strip_run(const Product *p, Right right, int64_t row, int64_t rows, REAL *c, int64_t c_row, bool add,
                       const Phase *phase) {
     Operand a = {element_at(p->a, row, 0), p->a.type, p->a.row, p->a.column};
-    Left left = left_get(phase->left, a, rows, p->k, p->m - row);
-    Tile t = {.depth = p->k,
+    const bool paired = is_paired(p);
+    Left left = left_get(phase->left, a, rows, p->k, p->m - row, paired);
+    Tile t = {.depth = word_count(p->k, paired),
+              .paired = paired,
               .left = left.data,
               .left_row = left.row,
               .left_step = left.step,
@@ -372,9 +488,7 @@ static void strip_run(const Product *p, Right right, int64_t row, int64_t rows, 
         rows_ask(a, ask, min64(ask + ask_share, ask_end), p->k);
         t.right = right.data + j / TILE_COLUMNS * right.panel;
         t.c = c + j;
-        Ahead ahead = ahead_of(&phase->next, tile++, right.data);
-        t.ahead = ahead.data;
-        t.ahead_step = ahead.step;
+        t.ahead = ahead_of(&phase->next, tile++, right.data);
         tile_run(t, rows, min64(TILE_COLUMNS, p->n - j));
     }
 }
@@ -400,17 +514,22 @@ static void block_run(const Product *p, Right right, const Phase *phase) {
     }
 }
 
+/* GEMM_DEPTH words, in elements. */
+static int64_t block_depth(const Product *p) {
+    return is_paired(p) ? 2 * GEMM_DEPTH : GEMM_DEPTH;
+}
+
 /* The block at (i, j, k), as large as blocks are; empty beyond the end. */
 static Product block_at(const Product *p, int64_t i, int64_t j, int64_t k, int64_t height) {
     if (j >= p->n) return (Product){0};
     int64_t rows = min64(height, p->m - i), columns = min64(GEMM_COLUMNS, p->n - j);
-    return product_part(p, i, j, k, rows, columns, min64(GEMM_DEPTH, p->k - k));
+    return product_part(p, i, j, k, rows, columns, min64(block_depth(p), p->k - k));
 }
 
 void KERNEL(gemm)(const Product *p, REAL *scratch) {
     REAL *right = scratch, *sums = right + GEMM_DEPTH * GEMM_COLUMNS;
     REAL *left = sums + (GEMM_ROWS + TILE_ROWS) * GEMM_COLUMNS;
-    int64_t height = is_direct(p->c) || p->k <= GEMM_DEPTH ? p->m : GEMM_ROWS;
+    int64_t height = is_direct(p->c) || p->k <= block_depth(p) ? p->m : GEMM_ROWS;
     for (int64_t j = 0; j < p->n; j += GEMM_COLUMNS) {
         for (int64_t i = 0; i < p->m; i += height) {
             int64_t k = 0;

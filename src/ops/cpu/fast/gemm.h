@@ -1,10 +1,11 @@
 /* Matrix products on one thread: c = a b, or added to c.
  *
  * A transposed matrix is the same memory with its strides exchanged, so that x w^T, dy w and dy^T x are one code. bf16
- * operands are widened on their way in and sums are kept in REAL; a bf16 result is rounded once, at the end.
+ * operands are widened on their way in, or, both of them, multiplied in pairs where the processor does that; sums are
+ * kept in REAL; a bf16 result is rounded once, at the end.
  *
- * Each element is summed over k in blocks of GEMM_DEPTH, in order, wherever it lies: its value does not depend on m, n,
- * its place, the split into tasks, or which operand is packed. */
+ * Each element is summed over k in blocks of GEMM_DEPTH words, in order, wherever it lies: its value does not depend on
+ * m, n, its place, the split into tasks, or which operand is packed. */
 #ifndef MOP_FAST_GEMM_H
 #define MOP_FAST_GEMM_H
 
@@ -37,10 +38,15 @@ enum { TILE_ROWS = 12 };
 #else
 enum { TILE_ROWS = 6 };
 #endif
+#if defined(__AVX512BF16__) && REAL_BITS == 32
+#define PAIRED 1 /* there are dot products of bf16 pairs */
+#else
+#define PAIRED 0
+#endif
 enum {
     TILE_VECTORS = 2,
     TILE_COLUMNS = TILE_VECTORS * LANES,
-    GEMM_DEPTH = 256,                 /* of a block: a panel and a tile's rows of a fit the first cache together */
+    GEMM_DEPTH = 256, /* words of a block: a panel and a tile's rows of a fit the first cache together */
     GEMM_COLUMNS = 16384 / REAL_BITS, /* of a block: packed, it fits the second cache */
     GEMM_ROWS = 384,                  /* of c, when sums wait in scratch for the next block of k */
     GEMM_LEFT = TILE_ROWS * (GEMM_DEPTH + LANES),

@@ -6,21 +6,25 @@
 
 #define DECLARE(op, name, real, isa) void name##_##real##_##isa(Stream *s, const void *args);
 #define ENTRY(op, name, real, isa) [op] = name##_##real##_##isa,
-#define TABLES(isa)                                                                                                    \
+/* One instruction set for floats (and bf16), one for doubles. */
+#define TABLES(isa, double_isa)                                                                                        \
     FAST_KERNELS(DECLARE, float, isa)                                                                                  \
-    FAST_KERNELS(DECLARE, double, isa)                                                                                 \
-    static const Kernels kernels_##isa = {#isa,                                                                        \
-                                          {{FAST_KERNELS(ENTRY, float, isa)}, {FAST_KERNELS(ENTRY, double, isa)}}};
+    static const Kernels kernels_##isa = {                                                                             \
+        #isa, {{FAST_KERNELS(ENTRY, float, isa)}, {FAST_KERNELS(ENTRY, double, double_isa)}}};
 
-TABLES(portable)
+FAST_KERNELS(DECLARE, double, portable)
+TABLES(portable, portable)
 
 static bool always(void) {
     return true;
 }
 
 #if defined(__x86_64__)
-TABLES(avx2)
-TABLES(avx512)
+FAST_KERNELS(DECLARE, double, avx2)
+FAST_KERNELS(DECLARE, double, avx512)
+TABLES(avx2, avx2)
+TABLES(avx512, avx512)
+TABLES(avx512bf16, avx512)
 
 static bool has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
@@ -32,6 +36,10 @@ static bool has_avx512(void) {
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
            __builtin_cpu_supports("avx512dq");
 }
+
+static bool has_avx512bf16(void) {
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
 #endif
 
 /* Best first. */
@@ -41,6 +49,7 @@ static const struct {
     bool (*supported)(void);
 } sets[] = {
 #if defined(__x86_64__)
+    {"cpu:avx512bf16", &kernels_avx512bf16, has_avx512bf16},
     {"cpu:avx512", &kernels_avx512, has_avx512},
     {"cpu:avx2", &kernels_avx2, has_avx2},
 #endif
@@ -67,8 +76,8 @@ const Kernels *kernels_for(const char *device, Error *e) {
         return NULL;
     }
     fail(e, EXIT_USAGE,
-         "\"%s\" is not a device; device; use cpu, cpu:plain, cpu:late, cpu:avx512, cpu:avx2, "
-         "cpu:portable or sim:NAME",
+         "\"%s\" is not a device; device; use cpu, cpu:plain, cpu:late, cpu:avx512bf16, cpu:avx512, "
+         "cpu:avx2, cpu:portable or sim:NAME",
          text_shown(device).text);
     return NULL;
 }
