@@ -529,7 +529,7 @@ static void placement_and_length_may_change_at_a_resume(void **state) {
     Config before = config_of("train.seed: 4\nmodel.config: m");
     Config now = config_of(
         "train.seed: 4\nmodel.config: m\ntrain.steps: 9\nranks: 4\nmixture.dense: 2\ncompute.threads: 3\n"
-        "train.micro_batches: 2\noptimizer.learning_rate: 1\noptimizer.update: blocking\nloss.chunk: 7\n"
+        "train.micro_batches: 2\noptimizer.learning_rate: 1\noptimizer.update: blocking\nmixture.loss_chunk: 7\n"
         "checkpoint.every: 1\ndevice: cpu:late\ncomm.timeout: 1\nloss.balance: 0\ncompute.activations: recompute\n");
     Error e = {0};
     assert_true(config_resumable(&now, &before, &e));

@@ -117,7 +117,7 @@ static void add_sets(RanksSetup *s, const char *const *more, size_t most) {
 /* `more` ends with NULL. */
 static Ranks *open_ranks(const Fixture *f, const Way *way, const char *const *more) {
     static const char *const common[] = {
-        "train.sequence_length=24", "loss.chunk=7", "optimizer.learning_rate=5e-3", "optimizer.schedule=constant",
+        "train.sequence_length=24", "mixture.loss_chunk=7", "optimizer.learning_rate=5e-3", "optimizer.schedule=constant",
         "optimizer.beta1=0.9", "optimizer.beta2=0.95", "optimizer.epsilon=1e-8", "optimizer.weight_decay=0.1",
         "optimizer.clip=2.2"};
     char config[256], weights[256];

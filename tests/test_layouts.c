@@ -70,7 +70,7 @@ static Ranks *open_trial(const char *family, Layout l, const Trial *trial) {
         .spec = trial->spec ? trial->spec : path,
         .documents = trial->documents ? trial->documents : documents,
         .sets = {"compute.type=fp64", "train.sequence_length=24", "train.sequences=5", "loss.balance=0.02",
-                 "loss.router_z=0.003", "loss.chunk=20", "optimizer.clip=0.3", "optimizer.learning_rate=3e-3",
+                 "loss.router_z=0.003", "mixture.loss_chunk=20", "optimizer.clip=0.3", "optimizer.learning_rate=3e-3",
                  "optimizer.weight_decay=0.1", ranks[0], ranks[1], ranks[2]},
     };
     int n = 0;
@@ -298,7 +298,7 @@ typedef Outcome Usual[LAYOUTS][TYPES];
 
 static Outcome train_relocated(size_t layout, size_t type, const char *option) {
     const Trial trial = {.spec = "examples/tiny.json",
-                         .options = {types[type], "train.sequence_length=64", "loss.chunk=48", option}};
+                         .options = {types[type], "train.sequence_length=64", "mixture.loss_chunk=48", option}};
     return train_trial("", relocated[layout], &trial);
 }
 

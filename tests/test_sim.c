@@ -48,7 +48,7 @@ static Ranks *open_row(const Row *row, const char *documents, const char *device
     RanksSetup setup = {.world = row->world,
                         .spec = row->spec,
                         .documents = documents,
-                        .sets = {"train.sequence_length=32", "train.sequences=5", "loss.chunk=24", device, routing}};
+                        .sets = {"train.sequence_length=32", "train.sequences=5", "mixture.loss_chunk=24", device, routing}};
     for (int n = 5, i = 0; i < (int)COUNT(row->sets) && row->sets[i]; i++) setup.sets[n++] = row->sets[i];
     return ranks_open(setup);
 }

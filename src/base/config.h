@@ -9,6 +9,7 @@
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE } Schedule;
 typedef enum { UPDATE_DEFERRED, UPDATE_BLOCKING } UpdateTime;
 typedef enum { ACTIVATIONS_KEEP, ACTIVATIONS_RECOMPUTE } Activations;
+typedef enum { TRAVEL_AUTO, TRAVEL_ACTIVATIONS, TRAVEL_WEIGHTS } Travel;
 
 /* Strings and lists are owned by the Config and live until config_close. A list is NULL-terminated and never NULL; an
  * unset string is "". A field is its key with the first underscore as a dot: train_sample_every is train.sample_every.
@@ -39,13 +40,18 @@ typedef struct Config {
     UpdateTime optimizer_update; /* when weights change inside: no effect on results */
 
     double loss_balance, loss_router_z; /* -1: from the model's config */
-    int64_t loss_chunk;                 /* tokens of logits at a time, per rank */
 
     int64_t checkpoint_every; /* steps; 0: only at the end and when stopped */
     int64_t checkpoint_keep;  /* last K; 0: all */
 
     int64_t mixture_dense; /* Z; 0: all ranks */
     int64_t mixture_expert, mixture_expert_shard, mixture_ulysses, mixture_ring, mixture_vocabulary;
+    int64_t mixture_dispatch_tokens;  /* c; 0: all tokens of a rank in one round */
+    int64_t mixture_balance_imports;  /* experts; 0: no least-loaded placement */
+    double mixture_balance_threshold; /* busiest over mean */
+    int64_t mixture_ulysses_heads;    /* KV heads in full-sequence form at a time */
+    int64_t mixture_loss_chunk;       /* c_v: tokens of logits at a time, over the vocabulary group */
+    Travel mixture_loss_travel;       /* what moves over the vocabulary group */
 
     const char *sim_routing; /* what sim answers for rows per expert: "balanced", "worst", "replay:FILE" */
     const char *sim_record;  /* "": no; else a file into which a real run writes its routing, for replay */

@@ -13,12 +13,14 @@ static const char *const schedules[] = {
     [SCHEDULE_CONSTANT] = "constant", [SCHEDULE_LINEAR] = "linear", [SCHEDULE_COSINE] = "cosine", NULL};
 static const char *const updates[] = {[UPDATE_DEFERRED] = "deferred", [UPDATE_BLOCKING] = "blocking", NULL};
 static const char *const activations[] = {[ACTIVATIONS_KEEP] = "keep", [ACTIVATIONS_RECOMPUTE] = "recompute", NULL};
+static const char *const travels[] = {
+    [TRAVEL_AUTO] = "auto", [TRAVEL_ACTIVATIONS] = "activations", [TRAVEL_WEIGHTS] = "weights", NULL};
 static const char *const devices[] = {"cpu", "cpu:plain", "cpu:late", "cpu:avx512bf16", "cpu:avx512",
                                       "cpu:avx2", "cpu:portable", "sim:NAME", "sim:FILE.json", NULL};
 static const char *const routings[] = {"balanced", "worst", "replay:FILE", NULL};
 
 _Static_assert(sizeof(Type) == sizeof(int) && sizeof(Schedule) == sizeof(int) && sizeof(UpdateTime) == sizeof(int) &&
-                   sizeof(Activations) == sizeof(int),
+                   sizeof(Activations) == sizeof(int) && sizeof(Travel) == sizeof(int),
                "a choice is stored as an int");
 
 #define MANY 2147483647 /* counts fit 32 bits, so that products of two fit 64 */
@@ -98,8 +100,6 @@ const Option options[] = {
      .help = "coefficient of the load-balancing loss; -1: from the model's config"},
     {"loss.router_z", NUMBER(loss_router_z, 0, 1e6, ""), .initial = "-1", .also = -1,
      .help = "coefficient of the router's z loss; -1: from the model's config"},
-    {"loss.chunk", INTEGER(loss_chunk, 1, MANY, "tokens"), .initial = "1024",
-     .help = "tokens whose logits are computed at a time, per rank"},
 
     {"checkpoint.every", INTEGER(checkpoint_every, 0, MANY, "steps"), .initial = "500",
      .help = "steps between checkpoints; 0: only at the end and when stopped"},
@@ -112,12 +112,24 @@ const Option options[] = {
      .help = "E_p: ranks that experts are spread over"},
     {"mixture.expert_shard", INTEGER(mixture_expert_shard, 1, 65536, "ranks"), .initial = "1",
      .help = "E_s: ranks that each expert is sharded over"},
+    {"mixture.dispatch_tokens", INTEGER(mixture_dispatch_tokens, 0, MANY, "tokens"), .initial = "0",
+     .help = "c: tokens of a rank that go to the experts in one round; 0: all"},
+    {"mixture.balance_imports", INTEGER(mixture_balance_imports, 0, 4096, "experts"), .initial = "0",
+     .help = "most experts that a rank computes for overloaded ones (least-loaded placement); 0: off"},
+    {"mixture.balance_threshold", NUMBER(mixture_balance_threshold, 1, 1e6, ""), .initial = "1.3",
+     .help = "busiest rank's rows over the mean above which rows move to the least loaded"},
     {"mixture.ulysses", INTEGER(mixture_ulysses, 1, 65536, "ranks"), .initial = "1",
      .help = "D_u: ranks that split attention by heads"},
+    {"mixture.ulysses_heads", INTEGER(mixture_ulysses_heads, 1, MANY, "KV heads"), .initial = "1",
+     .help = "KV heads, with their query heads, that a rank has in full-sequence form at a time"},
     {"mixture.ring", INTEGER(mixture_ring, 1, 65536, "ranks"), .initial = "1",
      .help = "D_r: ranks that split a sequence in a ring"},
     {"mixture.vocabulary", INTEGER(mixture_vocabulary, 1, 65536, "ranks"), .initial = "1",
-     .help = "P: ranks that split embedding and head by vocabulary"},
+     .help = "P: ranks that split embedding and head by vocabulary; 1: dense weights like any other"},
+    {"mixture.loss_chunk", INTEGER(mixture_loss_chunk, 1, MANY, "tokens"), .initial = "1024",
+     .help = "tokens whose logits exist at a time, of all ranks that split the vocabulary together"},
+    {"mixture.loss_travel", CHOICE(mixture_loss_travel, travels), .initial = "auto",
+     .help = "what moves between ranks that split the vocabulary; auto: whichever is fewer bytes"},
 
     {"sim.routing", TEXT(sim_routing), .initial = "balanced", .choices = routings,
      .help = "rows per expert on a sim device"},

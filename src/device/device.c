@@ -34,6 +34,7 @@ Device *device_open(const char *name, int threads, const struct Kernels *kernels
     d->threads = threads;
     d->kernels = kernels;
     d->component = COMPONENT_OTHER;
+    d->layer = -1;
     d->failure = failure_open();
     for (int i = 0; i < STREAM_COUNT; i++) d->stream[i] = (Stream){.device = d, .kind = (StreamKind)i, .charged = -1};
     if (!open_kind(d, name, e)) {

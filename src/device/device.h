@@ -147,6 +147,7 @@ struct Device {
     Arena *arenas;
     Meter meter;
     Component component;
+    int64_t step, layer; /* where the rank is: of what is issued from now on; layer -1: none */
     /* What the host is told when it reads device data: on sim `answer` says it, elsewhere `observe` (may be NULL) sees it. */
     void (*answer)(void *context, ReadKind kind, void *host, Tensor t);
     void (*observe)(void *context, ReadKind kind, const void *host, Tensor t);

@@ -14,6 +14,7 @@ static Arena *home_arena(const Model *m) {
 void layer_forward(const Model *m, int64_t layer, const Weights *w, Saved *k, MicroBatch *b) {
     Arena *kept = kept_arena(m), *home = home_arena(m);
     Component before = device_component(m->device, COMPONENT_ATTENTION);
+    m->device->layer = layer;
     Mark mark = arena_mark(m->work);
     *k = (Saved){.x = b->x};
     Tensor out = m->evaluating ? b->x : arena_tensor(m->saved, m->real, DIM(b->tokens, m->spec->hidden));
@@ -26,11 +27,13 @@ void layer_forward(const Model *m, int64_t layer, const Weights *w, Saved *k, Mi
     arena_reset(m->work, mark);
     b->x = out;
     device_component(m->device, before);
+    m->device->layer = -1;
 }
 
 void layer_backward(const Model *m, int64_t layer, const Weights *w, Weights *dw, Saved *k, MicroBatch *b) {
     bool dense = m->spec->dense[layer];
     Component before = device_component(m->device, COMPONENT_ATTENTION);
+    m->device->layer = layer;
     Mark mark = arena_mark(m->work);
     if (m->recompute) {
         attention_again(m, w, k, b);
@@ -49,4 +52,5 @@ void layer_backward(const Model *m, int64_t layer, const Weights *w, Weights *dw
     attention_backward_pass(m, w, dw, k, b);
     arena_reset(m->work, mark);
     device_component(m->device, before);
+    m->device->layer = -1;
 }

@@ -109,7 +109,7 @@ static void open_model(Run *r) {
     m->network = &r->device->stream[STREAM_NETWORK];
     m->comm = &r->comm;
     m->recompute = c->compute_activations == ACTIVATIONS_RECOMPUTE;
-    m->loss_chunk = c->loss_chunk;
+    m->loss_chunk = c->mixture_loss_chunk;
     m->experts_each = ceil_div(spec->experts, expert.size);
     m->expert_first = min64(spec->experts, expert.index * m->experts_each);
     m->experts_here = min64(m->experts_each, spec->experts - m->expert_first);

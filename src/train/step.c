@@ -117,6 +117,7 @@ static void make_update_due(Run *r, int64_t step, StepResult *out) {
 
 bool train_loaded_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e) {
     *out = (StepResult){.step = step};
+    r->device->step = step;
     run_begin_pass(r, true);
     forward(r);
     head(r, true);
