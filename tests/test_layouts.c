@@ -2,9 +2,7 @@
  * only moves work or memory to another place or time changes no bit. The models are those of tests/fixtures, with
  * weights far enough from their usual start that every part matters; clipping and both auxiliary losses are on,
  * documents are packed and cut, sizes divide by nothing. */
-#include "ranks.h"
-
-#include "base/random.h"
+#include "trials.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -15,151 +13,26 @@
 
 #include <cmocka.h>
 
-enum { STEPS = 5, VOCABULARY = 67, OPTIONS = 8 };
-
-static const char *const families[] = {"olmoe", "qwen3_moe", "qwen3_moe_window", "mixtral"};
-
-typedef struct {
-    int world, dense, expert, micro; /* W, Z, E_p, micro-batches */
-} Layout;
-
-typedef struct {
-    StepResult step[STEPS];
-    Collection gradient, master, m, v; /* gradient: of the first step */
-} Outcome;
-
-static void outcome_free(Outcome *o) {
-    Collection *all[] = {&o->gradient, &o->master, &o->m, &o->v};
-    for (size_t i = 0; i < COUNT(all); i++) collection_free(all[i]);
-}
-
-/* ---- What is trained -------------------------------------------------------------------------- */
-
-typedef void (*Rig)(Ranks *r, Collection *weights);
-
-typedef struct {
-    const char *spec;      /* NULL: the family's fixture */
-    const char *documents; /* NULL: packed random ones */
-    const char *options[OPTIONS];
-    Rig rig; /* changes the weights before the first step */
-} Trial;
-
-static double draw(const char *name, int64_t i) {
-    uint64_t seed = 7;
-    for (; *name; name++) seed = seed * 31 + (unsigned char)*name;
-    return random_normal(seed, RANDOM_TEST, 3, (uint64_t)i);
-}
-
-/* Norms that are not 1, matrices of a size that bends things. */
-static void strengthen(Collection *weights) {
-    for (int64_t i = 0; i < weights->count; i++) {
-        NamedTensor *t = &weights->tensor[i];
-        for (int64_t j = 0; j < t->count; j++)
-            t->value[j] = t->dims == 1 ? 1 + 0.3 * draw(t->name, j) : t->value[j] * 6;
-    }
-}
-
-static Ranks *open_trial(const char *family, Layout l, const Trial *trial) {
-    char path[64], ranks[3][40], *documents = random_documents(40, 30, VOCABULARY, 1);
-    snprintf(path, sizeof path, "tests/fixtures/%s/config.json", family);
-    snprintf(ranks[0], sizeof ranks[0], "mixture.dense=%d", l.dense);
-    snprintf(ranks[1], sizeof ranks[1], "mixture.expert=%d", l.expert);
-    snprintf(ranks[2], sizeof ranks[2], "train.micro_batches=%d", l.micro);
-    RanksSetup setup = {
-        .world = l.world,
-        .spec = trial->spec ? trial->spec : path,
-        .documents = trial->documents ? trial->documents : documents,
-        .sets = {"compute.type=fp64", "train.sequence_length=24", "train.sequences=5", "loss.balance=0.02",
-                 "loss.router_z=0.003", "mixture.loss_chunk=20", "optimizer.clip=0.3", "optimizer.learning_rate=3e-3",
-                 "optimizer.weight_decay=0.1", ranks[0], ranks[1], ranks[2]},
-    };
-    int n = 0;
-    while (setup.sets[n]) n++;
-    for (int i = 0; i < OPTIONS && trial->options[i]; i++) setup.sets[n++] = trial->options[i];
-    Ranks *r = ranks_open(setup);
-    free(documents);
-    Collection weights = ranks_collect(r, STORE_MASTER);
-    strengthen(&weights);
-    if (trial->rig) trial->rig(r, &weights);
-    ranks_put(r, STORE_MASTER, &weights);
-    collection_free(&weights);
-    return r;
-}
-
-/* STEPS steps; `gradients` collects after the first one, which must not change what follows. */
-static Outcome train_trial(const char *family, Layout l, const Trial *trial) {
-    Outcome o;
-    Ranks *r = open_trial(family, l, trial);
-    ranks_train(r, 0, 1, o.step);
-    o.gradient = ranks_collect(r, STORE_GRADIENT);
-    ranks_train(r, 1, STEPS - 1, o.step + 1);
-    o.master = ranks_collect(r, STORE_MASTER);
-    o.m = ranks_collect(r, STORE_M);
-    o.v = ranks_collect(r, STORE_V);
-    ranks_close(r);
-    return o;
-}
-
 /* ---- L4b: layouts agree ----------------------------------------------------------------------- */
-
-static void assert_near(const char *what, const char *number, double got, double expected, double bound) {
-    if (!(fabs(got - expected) <= bound * fabs(expected)))
-        fail_msg("%s: %s is %.17g, expected %.17g; off by %.3g, allowed %.3g", what, number, got, expected,
-                 fabs(got - expected) / fabs(expected), bound);
-}
-
-static void assert_outcomes_close(const char *what, const Outcome *got, const Outcome *expected, double bound) {
-    for (int i = 0; i < STEPS; i++) {
-        const StepResult *g = &got->step[i], *x = &expected->step[i];
-        assert_near(what, "the loss", g->loss, x->loss, bound);
-        assert_near(what, "the balance loss", g->balance, x->balance, bound);
-        assert_near(what, "the z loss", g->router_z, x->router_z, bound);
-        assert_near(what, "the gradient norm", g->norm, x->norm, bound);
-        assert_int_equal(g->trained, x->trained);
-        assert_true(g->load == x->load);
-        assert_true(g->finite);
-    }
-    char text[160];
-    const struct {
-        const char *name;
-        const Collection *got, *expected;
-    } rows[] = {{"gradients of step 1", &got->gradient, &expected->gradient},
-                {"weights", &got->master, &expected->master},
-                {"first moments", &got->m, &expected->m},
-                {"second moments", &got->v, &expected->v}};
-    for (size_t i = 0; i < COUNT(rows); i++) {
-        snprintf(text, sizeof text, "%s, %s", what, rows[i].name);
-        assert_collections_close(text, rows[i].got, rows[i].expected, bound);
-    }
-}
-
-static void assert_agrees(const char *family, Layout l, const Trial *trial, const Outcome *expected, double bound) {
-    char what[100];
-    snprintf(what, sizeof what, "%s, ranks %d, Z %d, E_p %d, micro-batches %d", family, l.world, l.dense, l.expert,
-             l.micro);
-    Outcome o = train_trial(family, l, trial);
-    assert_outcomes_close(what, &o, expected, bound);
-    outcome_free(&o);
-}
-
-static const Layout alone = {1, 1, 1, 1};
 
 /* Every Z and E_p of these worlds, micro-batches taking turns so that each divisor pair meets every count in some
  * family. */
 static void every_dense_and_expert_group_of_1_to_8_ranks_equals_one_rank(void **state) {
     (void)state;
     static const int worlds[] = {1, 2, 3, 4, 6, 8};
+    char text[80];
     const Trial trial = {0};
-    for (size_t f = 0; f < COUNT(families); f++) {
-        Outcome expected = train_trial(families[f], alone, &trial);
+    for (size_t f = 0; f < FAMILIES; f++) {
+        Outcome expected = trial_train(families[f], alone, &trial);
         assert_true(expected.step[0].norm > 0.3); /* or nothing is clipped */
         int turn = (int)f;
         for (size_t i = 0; i < COUNT(worlds); i++)
             for (int z = 1; z <= worlds[i]; z++)
                 for (int ep = 1; ep <= worlds[i]; ep++)
-                    if (worlds[i] % z == 0 && worlds[i] % ep == 0)
-                        assert_agrees(families[f], (Layout){worlds[i], z, ep, 1 + turn++ % 3}, &trial, &expected,
-                                      1e-12);
+                    if (worlds[i] % z == 0 && worlds[i] % ep == 0) {
+                        snprintf(text, sizeof text, "dense=%d expert=%d train.micro_batches=%d", z, ep, 1 + turn++ % 3);
+                        assert_agrees(families[f], (Layout){worlds[i], text}, &trial, &expected, 1e-12);
+                    }
         outcome_free(&expected);
     }
 }
@@ -167,9 +40,9 @@ static void every_dense_and_expert_group_of_1_to_8_ranks_equals_one_rank(void **
 static void recomputed_activations_equal_one_rank(void **state) {
     (void)state;
     const Trial keep = {0}, again = {.options = {"compute.activations=recompute"}};
-    for (size_t f = 0; f < COUNT(families); f++) {
-        Outcome expected = train_trial(families[f], alone, &keep);
-        assert_agrees(families[f], (Layout){4, 2, 4, 2}, &again, &expected, 1e-12);
+    for (size_t f = 0; f < FAMILIES; f++) {
+        Outcome expected = trial_train(families[f], alone, &keep);
+        assert_agrees(families[f], (Layout){4, "dense=2 expert=4 train.micro_batches=2"}, &again, &expected, 1e-12);
         outcome_free(&expected);
     }
 }
@@ -178,9 +51,12 @@ static void recomputed_activations_equal_one_rank(void **state) {
 static void ranks_without_sequences_equal_one_rank(void **state) {
     (void)state;
     const Trial trial = {.options = {"train.sequences=2"}};
-    static const Layout layouts[] = {{8, 8, 8, 1}, {8, 4, 2, 2}, {3, 3, 3, 2}, {3, 1, 1, 1}};
-    for (size_t f = 0; f < COUNT(families); f++) {
-        Outcome expected = train_trial(families[f], alone, &trial);
+    static const Layout layouts[] = {{8, "dense=8 expert=8"},
+                                     {8, "dense=4 expert=2 train.micro_batches=2"},
+                                     {3, "dense=3 expert=3 train.micro_batches=2"},
+                                     {3, "dense=1"}};
+    for (size_t f = 0; f < FAMILIES; f++) {
+        Outcome expected = trial_train(families[f], alone, &trial);
         for (size_t i = 0; i < COUNT(layouts); i++) assert_agrees(families[f], layouts[i], &trial, &expected, 1e-12);
         outcome_free(&expected);
     }
@@ -190,9 +66,10 @@ static void ranks_without_sequences_equal_one_rank(void **state) {
 static void layouts_agree_in_fp32(void **state) {
     (void)state;
     const Trial trial = {.options = {"compute.type=fp32"}};
-    static const Layout layouts[] = {{2, 2, 2, 1}, {3, 3, 1, 2}, {4, 2, 4, 1}};
-    for (size_t f = 0; f < COUNT(families); f++) {
-        Outcome expected = train_trial(families[f], alone, &trial);
+    static const Layout layouts[] = {
+        {2, "dense=2 expert=2"}, {3, "dense=3 train.micro_batches=2"}, {4, "dense=2 expert=4"}};
+    for (size_t f = 0; f < FAMILIES; f++) {
+        Outcome expected = trial_train(families[f], alone, &trial);
         for (size_t i = 0; i < COUNT(layouts); i++) assert_agrees(families[f], layouts[i], &trial, &expected, 1e-5);
         outcome_free(&expected);
     }
@@ -200,61 +77,22 @@ static void layouts_agree_in_fp32(void **state) {
 
 /* ---- Extreme routing -------------------------------------------------------------------------- */
 
-/* What decides alone has gradients that cancel to rounding noise, and AdamW divides noise by at least epsilon. */
-static const char calm[] = "optimizer.epsilon=1e-4";
-
-static double wish_last(int64_t expert, int64_t experts) {
-    return 6 * (double)(expert - experts);
-}
-
-static double wish_first(int64_t expert, int64_t experts) {
-    (void)experts;
-    return -6 * (double)expert;
-}
-
-static double wish_not_second(int64_t expert, int64_t experts) {
-    (void)experts;
-    return expert == 1 ? -30 : 0;
-}
-
-static void to_the_last_experts(Ranks *r, Collection *weights) {
-    collection_steer(weights, r->spec.experts, wish_last);
-}
-
-static void to_the_first_experts(Ranks *r, Collection *weights) {
-    collection_steer(weights, r->spec.experts, wish_first);
-}
-
-static void never_to_the_second_expert(Ranks *r, Collection *weights) {
-    collection_steer(weights, r->spec.experts, wish_not_second);
-}
-
-static void assert_zero_gradient(const Collection *gradient, const char *part) {
-    int found = 0;
-    for (int64_t i = 0; i < gradient->count; i++) {
-        const NamedTensor *t = &gradient->tensor[i];
-        if (!strstr(t->name, part)) continue;
-        found++;
-        for (int64_t j = 0; j < t->count; j++)
-            if (t->value[j] != 0)
-                fail_msg("%s[%lld] has gradient %g, expected exactly 0", t->name, (long long)j, t->value[j]);
-    }
-    assert_true(found > 0);
-}
-
 /* top_k experts get every token: the busiest has experts / top_k times the mean. */
 static void all_tokens_to_the_same_experts_equal_one_rank(void **state) {
     (void)state;
-    static const Layout layouts[] = {{8, 8, 8, 1}, {4, 2, 2, 2}, {3, 3, 3, 1}, {6, 1, 6, 3}};
+    static const Layout layouts[] = {{8, "dense=8 expert=8"},
+                                     {4, "dense=2 expert=2 train.micro_batches=2"},
+                                     {3, "dense=3 expert=3"},
+                                     {6, "dense=1 expert=6 train.micro_batches=3"}};
     const Trial trials[] = {{.rig = to_the_last_experts, .options = {calm}},
                             {.rig = to_the_first_experts, .options = {calm}}};
-    for (size_t f = 0; f < COUNT(families); f++)
+    for (size_t f = 0; f < FAMILIES; f++)
         for (size_t t = 0; t < COUNT(trials); t++) {
-            Outcome expected = train_trial(families[f], alone, &trials[t]);
-            Ranks *r = open_trial(families[f], alone, &trials[t]);
+            Outcome expected = trial_train(families[f], alone, &trials[t]);
+            Ranks *r = trial_open(families[f], alone, &trials[t]);
             double most = (double)r->spec.experts / (double)r->spec.top_k;
             ranks_close(r);
-            for (int i = 0; i < STEPS; i++) assert_true(expected.step[i].load == most);
+            for (int i = 0; i < TRIAL_STEPS; i++) assert_true(expected.step[i].load == most);
             assert_zero_gradient(&expected.gradient, t == 0 ? "experts.0." : "experts.5.");
             for (size_t i = 0; i < COUNT(layouts); i++)
                 assert_agrees(families[f], layouts[i], &trials[t], &expected, 1e-12);
@@ -264,13 +102,15 @@ static void all_tokens_to_the_same_experts_equal_one_rank(void **state) {
 
 static void an_expert_without_tokens_has_exactly_zero_gradient_on_any_ranks(void **state) {
     (void)state;
-    static const Layout layouts[] = {{8, 2, 8, 1}, {2, 2, 2, 2}, {3, 1, 3, 3}};
+    static const Layout layouts[] = {{8, "dense=2 expert=8"},
+                                     {2, "dense=2 expert=2 train.micro_batches=2"},
+                                     {3, "dense=1 expert=3 train.micro_batches=3"}};
     const Trial trial = {.rig = never_to_the_second_expert, .options = {calm}};
-    for (size_t f = 0; f < COUNT(families); f++) {
-        Outcome expected = train_trial(families[f], alone, &trial);
+    for (size_t f = 0; f < FAMILIES; f++) {
+        Outcome expected = trial_train(families[f], alone, &trial);
         assert_zero_gradient(&expected.gradient, "experts.1.");
         for (size_t i = 0; i < COUNT(layouts); i++) {
-            Outcome o = train_trial(families[f], layouts[i], &trial);
+            Outcome o = trial_train(families[f], layouts[i], &trial);
             assert_zero_gradient(&o.gradient, "experts.1.");
             assert_outcomes_close(families[f], &o, &expected, 1e-12);
             outcome_free(&o);
@@ -281,16 +121,11 @@ static void an_expert_without_tokens_has_exactly_zero_gradient_on_any_ranks(void
 
 /* ---- L2 and L4a: nothing but place and time changes -------------------------------------------- */
 
-static void assert_outcomes_same_bits(const char *what, const Outcome *got, const Outcome *expected) {
-    assert_results_same_bits(what, got->step, expected->step, STEPS);
-    assert_collections_same_bits(what, &got->gradient, &expected->gradient);
-    assert_collections_same_bits(what, &got->master, &expected->master);
-    assert_collections_same_bits(what, &got->m, &expected->m);
-    assert_collections_same_bits(what, &got->v, &expected->v);
-}
-
 /* The example's model, whose 5 x 64 tokens are enough for several threads. */
-static const Layout relocated[] = {{1, 1, 1, 2}, {4, 4, 4, 2}, {4, 2, 2, 1}, {3, 1, 3, 3}};
+static const Layout relocated[] = {{1, "train.micro_batches=2"},
+                                   {4, "dense=4 expert=4 train.micro_batches=2"},
+                                   {4, "dense=2 expert=2"},
+                                   {3, "dense=1 expert=3 train.micro_batches=3"}};
 static const char *const types[] = {"compute.type=fp32", "compute.type=bf16"};
 enum { LAYOUTS = COUNT(relocated), TYPES = COUNT(types) };
 
@@ -299,7 +134,7 @@ typedef Outcome Usual[LAYOUTS][TYPES];
 static Outcome train_relocated(size_t layout, size_t type, const char *option) {
     const Trial trial = {.spec = "examples/tiny.json",
                          .options = {types[type], "train.sequence_length=64", "mixture.loss_chunk=48", option}};
-    return train_trial("", relocated[layout], &trial);
+    return trial_train("", relocated[layout], &trial);
 }
 
 static int train_usual(void **state) {
@@ -367,13 +202,13 @@ static bool bad_exchange(Wire *w, const Axis *axis, const Parcel *parcels, Error
     return b->inner->exchange(b->inner, axis, parcels, e);
 }
 
-static const Layout own_experts = {4, 2, 4, 2};
+static const Layout own_experts = {4, "dense=2 expert=4 train.micro_batches=2"};
 
 /* Trains step 0, then step 1 with a NaN in the last element of rank 2's experts of the layer whose gradient comes
  * first. */
 static Ranks *train_into_a_bad_step(BadWire *bad, const char *update, StepResult *out) {
     const Trial trial = {.options = {"compute.type=fp32", update}};
-    Ranks *r = open_trial("olmoe", own_experts, &trial);
+    Ranks *r = trial_open("olmoe", own_experts, &trial);
     ranks_train(r, 0, 1, &out[0]);
     Group *g = &r->run[2]->comm.group[AXIS_EXPERT_REPLICA];
     *bad = (BadWire){.wire = *g->wire, .inner = g->wire};
@@ -445,7 +280,7 @@ static void a_nan_weight_makes_a_bad_step_on_every_rank(void **state) {
     for (size_t n = 0; n < COUNT(names); n++)
         for (size_t t = 0; t < COUNT(own_types); t++) {
             const Trial trial = {.options = {own_types[t]}};
-            Ranks *r = open_trial("olmoe", own_experts, &trial);
+            Ranks *r = trial_open("olmoe", own_experts, &trial);
             int poked = 0;
             for (int rank = 0; rank < r->world; rank++) poked += ranks_poke(r, rank, STORE_MASTER, names[n], 11, NAN);
             assert_true(poked > 0);
@@ -475,10 +310,10 @@ static void a_batch_without_trained_tokens_has_loss_0_and_gradient_0(void **stat
     const Trial trial = {
         .documents = documents,
         .options = {"train.sequence_length=4", "train.sequences=1", "loss.balance=0", "loss.router_z=0"}};
-    static const Layout layouts[] = {{1, 1, 1, 1}, {4, 2, 4, 1}};
-    for (size_t f = 0; f < COUNT(families); f++)
+    static const Layout layouts[] = {{1, ""}, {4, "dense=2 expert=4"}};
+    for (size_t f = 0; f < FAMILIES; f++)
         for (size_t l = 0; l < COUNT(layouts); l++) {
-            Ranks *r = open_trial(families[f], layouts[l], &trial);
+            Ranks *r = trial_open(families[f], layouts[l], &trial);
             int untrained = 0;
             for (int i = 0; i < 4; i++) {
                 StepResult out;
@@ -508,11 +343,11 @@ static void untrained_documents_add_nothing_to_loss_and_gradient(void **state) {
     const Trial two = {
         .documents = both,
         .options = {"train.sequence_length=8", "train.sequences=2", "loss.balance=0", "loss.router_z=0"}};
-    for (size_t f = 0; f < COUNT(families); f++) {
-        Outcome expected = train_trial(families[f], alone, &one),
-                got = train_trial(families[f], (Layout){2, 2, 2, 1}, &two);
+    for (size_t f = 0; f < FAMILIES; f++) {
+        Outcome expected = trial_train(families[f], alone, &one),
+                got = trial_train(families[f], (Layout){2, "dense=2 expert=2"}, &two);
         assert_int_equal(expected.step[0].trained, 7);
-        for (int i = 0; i < STEPS; i++) {
+        for (int i = 0; i < TRIAL_STEPS; i++) {
             assert_int_equal(got.step[i].trained, 7);
             assert_near(families[f], "the loss", got.step[i].loss, expected.step[i].loss, 1e-12);
             assert_near(families[f], "the gradient norm", got.step[i].norm, expected.step[i].norm, 1e-12);
