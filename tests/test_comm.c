@@ -605,8 +605,10 @@ static bool exchange_until_cut(Peers *p, int rank, Error *e) {
     const Axis *a = &p->comm[rank].group[AXIS_EXPERT].axis;
     for (;; cut->exchanges[rank]++) {
         int64_t mine = cut->exchanges[rank], got[2] = {-1, -1};
-        const Parcel parcels[2] = {{&mine, &got[0], sizeof mine, sizeof mine},
-                                   {&mine, &got[1], sizeof mine, sizeof mine}};
+        Parcel parcels[2];
+        for (int j = 0; j < 2; j++)
+            parcels[j] =
+                (Parcel){.send = &mine, .receive = &got[j], .send_bytes = sizeof mine, .receive_bytes = sizeof mine};
         if (!p->wire[rank]->exchange(p->wire[rank], a, parcels, e)) return false;
         if (got[0] != mine || got[1] != mine)
             return (fail)(e, EXIT_DATA, "got %lld and %lld", (long long)got[0], (long long)got[1]);
