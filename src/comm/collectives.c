@@ -371,6 +371,8 @@ void return_sums(Group *g, Stream *s, Tensor out, const int64_t *at, Tensor in, 
     MUST((at[own] >= 0) == (to == own));
     for (int j = 0; j < g->axis.size; j++) {
         MUST(at[j] >= -1 && (at[j] < 0 || at[j] + n <= tensor_count(out)));
+        for (int k = 0; k < j; k++) /* else rounds would change the order */
+            MUST(at[j] < 0 || at[k] < 0 || at[j] == at[k] || at[j] + n <= at[k] || at[k] + n <= at[j]);
         added += at[j] >= 0;
     }
     int64_t received = added - (at[own] >= 0);

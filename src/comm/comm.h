@@ -109,7 +109,7 @@ void all_to_all_spans(Group *g, Stream *s, Tensor out, Spans to, Tensor in, Span
  * differ from member to member. */
 void shift(Group *g, Stream *s, Tensor out, Tensor in);
 /* Sums on their way home: `in` [n] goes to member `to` (-1: to nobody, this one too), and the n elements of every member j that
- * sends to this one are added to out[at[j]], out[at[j] + 1], ... (at[j] -1: nothing comes), in member order. Sum types; n is the
+ * sends to this one are added to out[at[j]], out[at[j] + 1], ... (at[j] -1: nothing comes), in member order. Two such places are the same or apart. Sum types; n is the
  * same on all members, and alone decides how many exchanges it takes. `at` [size] must live until it has run. */
 void return_sums(Group *g, Stream *s, Tensor out, const int64_t *at, Tensor in, int64_t to);
 void broadcast(Group *g, Stream *s, Tensor t, int root);
