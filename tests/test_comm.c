@@ -191,6 +191,14 @@ struct Peers {
     void *context;
 };
 
+/* Under mpirun this program is one rank of its size: the tests of that size run, over the MPI wire. */
+static Wire *launched_wire(void) {
+    static Wire *wire;
+    Error e = {0};
+    if (!wire && wire_mpi_world() > 0 && !(wire = wire_mpi_open(60, &e))) fail_msg("%s", e.text);
+    return wire;
+}
+
 static void peer_main(void *context, int rank) {
     Peers *p = context;
     Error *e = &p->error[rank];
@@ -200,27 +208,35 @@ static void peer_main(void *context, int rank) {
     if (!ok || !p->body(p, rank, e)) p->wire[rank]->poison(p->wire[rank], e);
 }
 
-/* Runs the body on every rank; what they return is in p->error. */
+/* Runs the body on every rank that is here; what they return is in p->error. */
 static void peers_try(Peers *p, PeerBody body, void *context) {
-    int n = 0;
+    Wire *launched = launched_wire();
+    int first = launched ? launched->rank : 0, end = launched ? first + 1 : p->world, n = 0;
     while (n < (int)COUNT(p->sets) && p->sets[n]) n++;
     p->config = config_of(p->sets, n);
     p->body = body;
     p->context = context;
     Error e = {0};
-    assert_true(wire_threads_open(p->wire, p->world, p->timeout > 0 ? p->timeout : 60, p->late, &e));
-    for (int r = 0; r < p->world; r++) p->device[r] = test_device_needed(p->late ? "cpu:late" : "cpu", 1);
-    threads_run(p->world, peer_main, p);
-    for (int r = 0; r < p->world; r++) event_wait(event_record(&p->device[r]->stream[STREAM_NETWORK]));
-    for (int r = 0; r < p->world; r++) comm_close(&p->comm[r]);
-    for (int r = 0; r < p->world; r++) device_close(p->device[r]);
-    for (int r = 0; r < p->world; r++) memory_check(&p->memory[r], "a collective");
-    for (int r = 0; r < p->world; r++) memory_free(&p->memory[r]);
-    for (int r = 0; r < p->world; r++) p->wire[r]->close(p->wire[r]);
+    if (launched)
+        p->wire[first] = launched;
+    else
+        assert_true(wire_threads_open(p->wire, p->world, p->timeout > 0 ? p->timeout : 60, p->late, &e));
+    for (int r = first; r < end; r++) p->device[r] = test_device_needed(p->late ? "cpu:late" : "cpu", 1);
+    if (launched)
+        peer_main(p, first);
+    else
+        threads_run(p->world, peer_main, p);
+    for (int r = first; r < end; r++) event_wait(event_record(&p->device[r]->stream[STREAM_NETWORK]));
+    for (int r = first; r < end; r++) comm_close(&p->comm[r]);
+    for (int r = first; r < end; r++) device_close(p->device[r]);
+    for (int r = first; r < end; r++) memory_check(&p->memory[r], "a collective");
+    for (int r = first; r < end; r++) memory_free(&p->memory[r]);
+    for (int r = first; r < end && !launched; r++) p->wire[r]->close(p->wire[r]);
     config_close(&p->config);
 }
 
 static void peers_run(Peers p, PeerBody body, void *context) {
+    if (launched_wire() && launched_wire()->world != p.world) return;
     peers_try(&p, body, context);
     for (int r = 0; r < p.world; r++)
         if (p.error[r].code != EXIT_DONE && p.error[r].code != EXIT_PEER)
@@ -493,6 +509,271 @@ static void the_order_of_the_members_shows_in_these_sums(void **state) {
     assert_true(differ > 300);
 }
 
+/* ---- Spans, shifts and sums on their way home ---------------------------------------------------- */
+
+/* Numbers below `below` that all ranks draw alike. */
+typedef struct {
+    uint64_t seed, drawn;
+} Draws;
+
+static int64_t draw(Draws *d, int64_t below) {
+    return (int64_t)(random_bits(d->seed, RANDOM_TEST, 0, d->drawn++) % (uint64_t)below);
+}
+
+enum { SOURCE_ROWS = 40, MOST_SPANS = 8 };
+
+typedef struct {
+    AxisName axis;
+    Type type;
+    uint64_t seed;
+    bool blocks; /* members of even index call all_to_all: their rows lie in one block per member */
+} SpansCase;
+
+/* How `from` cuts what it has for `to`, and how much that is: none for a third of the members, and for some spans. */
+static int64_t sent_spans(const SpansCase *c, int from, int to, Span *spans, int64_t *rows) {
+    Draws d = {c->seed * 64 + (uint64_t)(from * 8 + to), 0};
+    int64_t n = draw(&d, 3) == 0 ? 0 : draw(&d, MOST_SPANS + 1);
+    *rows = 0;
+    for (int64_t i = 0; i < n; i++) {
+        spans[i] = (Span){draw(&d, SOURCE_ROWS), draw(&d, 2) * draw(&d, 7)};
+        spans[i].count = min64(spans[i].count, SOURCE_ROWS - spans[i].first);
+        *rows += spans[i].count;
+    }
+    return n;
+}
+
+static bool in_block(const SpansCase *c, int index) {
+    return c->blocks && index % 2 == 0;
+}
+
+/* The row of member `from` that is number `i` of those for `to`. */
+static int64_t source_row(const SpansCase *c, int from, int to, int64_t i) {
+    Span spans[MOST_SPANS];
+    int64_t rows, before = 0;
+    for (int j = 0; in_block(c, from) && j < to; j++) {
+        sent_spans(c, from, j, spans, &rows);
+        before += rows;
+    }
+    if (in_block(c, from)) return before + i;
+    sent_spans(c, from, to, spans, &rows);
+    for (const Span *s = spans;; s++) {
+        if (i < s->count) return s->first + i;
+        i -= s->count;
+    }
+}
+
+typedef struct {
+    Tensor in, out;
+    Span from[8 * MOST_SPANS], to[8 * 64];
+    int64_t from_spans[8], to_spans[8], from_rows[8], to_rows[8];
+    struct {
+        int from; /* -1: nothing comes here */
+        int64_t number;
+    } origin[8 * MOST_SPANS * 7 * 2]; /* of each row of out */
+} SpansTry;
+
+/* What arrives is cut anew, and the pieces lie with gaps, those of one member in falling order. */
+static int64_t place_received(SpansTry *t, int from, int64_t rows, Draws *d, Span *spans) {
+    int64_t at = 0, n = 0, pieces[64];
+    for (int64_t i = 0; i < rows; i += pieces[n - 1]) pieces[n++] = min64(rows - i, draw(d, 5));
+    for (int64_t i = n - 1; i >= 0; i--) {
+        at += draw(d, 2);
+        for (int64_t k = 0; k < pieces[i]; k++)
+            if (t->origin[at + k].from >= 0) {
+                at += k + 1;
+                k = -1;
+            }
+        spans[i] = (Span){at, pieces[i]};
+        for (int64_t k = 0; k < pieces[i]; k++) t->origin[at + k].from = from;
+        at += pieces[i];
+    }
+    int64_t number = 0;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t k = 0; k < spans[i].count; k++) t->origin[spans[i].first + k].number = number++;
+    return n;
+}
+
+static void place_block(SpansTry *t, int from, int64_t first, int64_t rows) {
+    for (int64_t k = 0; k < rows; k++) {
+        t->origin[first + k].from = from;
+        t->origin[first + k].number = k;
+    }
+}
+
+static bool try_spans(Peers *p, int rank, Error *e) {
+    const SpansCase *c = p->context;
+    Group *g = &p->comm[rank].group[c->axis];
+    const Axis *a = &g->axis;
+    Stream *network = &p->device[rank]->stream[STREAM_NETWORK];
+    SpansTry *t = calloc(1, sizeof *t);
+    MUST(t);
+    Draws d = {c->seed * 64 + 1000003 * (uint64_t)(rank + 1), 0};
+    bool block = in_block(c, a->index);
+    int64_t from = 0, to = 0, sent = 0, received = 0;
+    for (size_t i = 0; i < COUNT(t->origin); i++) t->origin[i].from = -1;
+    for (int j = 0; j < a->size; j++) {
+        Span theirs[MOST_SPANS];
+        t->from_spans[j] = sent_spans(c, a->index, j, &t->from[from], &t->from_rows[j]);
+        sent_spans(c, j, a->index, theirs, &t->to_rows[j]);
+        if (block)
+            place_block(t, j, received, t->to_rows[j]);
+        else
+            t->to_spans[j] = place_received(t, j, t->to_rows[j], &d, &t->to[to]);
+        from += t->from_spans[j];
+        to += t->to_spans[j];
+        sent += t->from_rows[j];
+        received += t->to_rows[j];
+    }
+    t->in = memory_tensor(&p->memory[rank], c->type, DIM(max64(sent, SOURCE_ROWS), WIDTH));
+    t->out = memory_tensor(&p->memory[rank], c->type, DIM((int64_t)COUNT(t->origin), WIDTH));
+    for (int64_t i = 0; i < tensor_count(t->in); i++) tensor_put(t->in, i, brought(rank, i, c->type));
+    fill_value(t->out, 77);
+    if (block)
+        all_to_all(g, network, t->out, t->to_rows, t->in, t->from_rows);
+    else
+        all_to_all_spans(g, network, t->out, (Spans){t->to, t->to_spans}, t->in, (Spans){t->from, t->from_spans});
+    event_wait(event_record(network));
+    bool ok = !device_failed(p->device[rank]);
+    for (int64_t i = 0; ok && i < tensor_count(t->out); i++) {
+        int64_t row = i / WIDTH, column = i % WIDTH;
+        int source = t->origin[row].from;
+        double expected = 77, got = tensor_get(t->out, i);
+        if (source >= 0)
+            expected = brought(member(a, source),
+                               source_row(c, source, a->index, t->origin[row].number) * WIDTH + column, c->type);
+        if (got != expected)
+            ok = (fail)(e, EXIT_DATA, "seed %llu: row %lld from %d is %g, expected %g", (unsigned long long)c->seed,
+                        (long long)row, source, got, expected);
+    }
+    const TrafficCount *x = &p->device[rank]->meter.traffic[c->axis][ALL_TO_ALL];
+    int64_t each = WIDTH * (int64_t)type_bytes(c->type);
+    if (ok && (x->calls != 1 || x->sent != (sent - t->from_rows[a->index]) * each ||
+               x->received != (received - t->to_rows[a->index]) * each))
+        ok = (fail)(e, EXIT_DATA, "seed %llu: %lld bytes sent, %lld received", (unsigned long long)c->seed,
+                    (long long)x->sent, (long long)x->received);
+    free(t);
+    return ok;
+}
+
+static void rows_go_from_any_spans_to_any_spans_and_nothing_else_is_touched(void **state) {
+    (void)state;
+    for (int world = 1; world <= 8; world++)
+        for (uint64_t seed = 0; seed < 12; seed++) {
+            SpansCase c = {AXIS_WORLD, seed % 3 ? FP32 : BF16, seed, seed % 4 == 3};
+            peers_run((Peers){.world = world, .late = seed % 2}, try_spans, &c);
+        }
+    for (uint64_t seed = 100; seed < 104; seed++) {
+        SpansCase c = {AXIS_EXPERT_REPLICA, FP64, seed, seed % 2};
+        peers_run((Peers){.world = 8, .late = seed % 2, .sets = {"mixture.expert=2"}}, try_spans, &c);
+        peers_run((Peers){.world = 6, .late = seed % 2, .sets = {"mixture.expert=2"}}, try_spans, &c);
+    }
+}
+
+/* Each member brings as many elements as its index says, and some. */
+static bool try_shifts(Peers *p, int rank, Error *e) {
+    AxisName name = *(const AxisName *)p->context;
+    Group *g = &p->comm[rank].group[name];
+    const Axis *a = &g->axis;
+    Stream *network = &p->device[rank]->stream[STREAM_NETWORK];
+    int last = (a->index + a->size - 1) % a->size;
+    int64_t sent = 0, received = 0;
+    for (int64_t n = 0; n < 300; n = 3 * n + 7) {
+        Tensor in = memory_tensor(&p->memory[rank], FP32, DIM(n + a->index));
+        Tensor out = memory_tensor(&p->memory[rank], FP32, DIM(n + last));
+        for (int64_t i = 0; i < tensor_count(in); i++) tensor_put(in, i, brought(rank, i, FP32));
+        shift(g, network, out, in);
+        event_wait(event_record(network));
+        for (int64_t i = 0; i < tensor_count(out); i++)
+            if (tensor_get(out, i) != brought(member(a, last), i, FP32))
+                return (fail)(e, EXIT_DATA, "element %lld of %lld is not the last member's", (long long)i,
+                              (long long)n);
+        sent += a->size > 1 ? (int64_t)tensor_bytes(in) : 0;
+        received += a->size > 1 ? (int64_t)tensor_bytes(out) : 0;
+    }
+    const TrafficCount *x = &p->device[rank]->meter.traffic[name][SHIFT];
+    return (x->sent == sent && x->received == received) ||
+           (fail)(e, EXIT_DATA, "%lld bytes sent, %lld received", (long long)x->sent, (long long)x->received);
+}
+
+static void a_shift_brings_what_the_member_before_has(void **state) {
+    (void)state;
+    AxisName world_axis = AXIS_WORLD, ring = AXIS_RING;
+    for (int late = 0; late < 2; late++) {
+        for (int world = 1; world <= 8; world++)
+            peers_run((Peers){.world = world, .late = late}, try_shifts, &world_axis);
+        peers_run((Peers){.world = 8, .late = late, .sets = {"mixture.ulysses=2", "mixture.ring=4"}}, try_shifts,
+                  &ring);
+        peers_run((Peers){.world = 6, .late = late, .sets = {"mixture.ulysses=2", "mixture.ring=3"}}, try_shifts,
+                  &ring);
+        peers_run((Peers){.world = 4, .late = late, .sets = {"mixture.ulysses=2", "mixture.ring=2"}}, try_shifts,
+                  &ring);
+    }
+}
+
+typedef struct {
+    AxisName axis;
+    Type type;
+    int64_t count;
+    uint64_t seed;
+} ReturnCase;
+
+/* Where `from` sends (-1: to nobody), and where that lands there: in one of two places, so that some meet. */
+static int64_t return_to(const ReturnCase *c, const Axis *a, int from, int64_t *at) {
+    Draws d = {c->seed * 64 + (uint64_t)from, 0};
+    *at = 3 + draw(&d, 2) * (c->count + 5);
+    return draw(&d, a->size + 1) - 1;
+}
+
+static bool try_returns(Peers *p, int rank, Error *e) {
+    const ReturnCase *c = p->context;
+    Group *g = &p->comm[rank].group[c->axis];
+    const Axis *a = &g->axis;
+    Stream *network = &p->device[rank]->stream[STREAM_NETWORK];
+    Memory *memory = &p->memory[rank];
+    int64_t at[8], place, n = c->count, room = 2 * n + 10, comes = 0, to = return_to(c, a, a->index, &place);
+    Tensor in = memory_tensor(memory, c->type, DIM(n)), out = memory_tensor(memory, c->type, DIM(room));
+    Tensor expected = memory_tensor(memory, c->type, DIM(room));
+    for (int64_t i = 0; i < n; i++) tensor_put(in, i, brought(rank, i, c->type));
+    for (int64_t i = 0; i < room; i++) tensor_put(out, i, brought(rank + 100, i, c->type));
+    for (int64_t i = 0; i < room; i++) tensor_put(expected, i, brought(rank + 100, i, c->type));
+    for (int j = 0; j < a->size; j++) {
+        at[j] = return_to(c, a, j, &place) == a->index ? place : -1;
+        comes += at[j] >= 0 && j != a->index;
+        for (int64_t i = 0; at[j] >= 0 && i < n; i++)
+            tensor_put(expected, at[j] + i,
+                       plus(tensor_get(expected, at[j] + i), brought(member(a, j), i, c->type), c->type));
+    }
+    return_sums(g, network, out, at, in, to);
+    event_wait(event_record(network));
+    if (memcmp(out.data, expected.data, tensor_bytes(out)) != 0)
+        return (fail)(e, EXIT_DATA, "seed %llu, %lld elements: not the sum in member order",
+                      (unsigned long long)c->seed, (long long)n);
+    const TrafficCount *x = &p->device[rank]->meter.traffic[c->axis][RETURN_SUMS];
+    int64_t bytes = (int64_t)tensor_bytes(in);
+    return (x->calls == 1 && x->sent == (to >= 0 && to != a->index ? bytes : 0) && x->received == comes * bytes) ||
+           (fail)(e, EXIT_DATA, "%lld bytes sent, %lld received", (long long)x->sent, (long long)x->received);
+}
+
+static void sums_come_home_in_member_order_to_the_bit(void **state) {
+    (void)state;
+    static const int64_t sizes[] = {0, 1, 33, 4999};
+    for (int world = 1; world <= 8; world++)
+        for (uint64_t seed = 0; seed < 8; seed++) {
+            ReturnCase c = {AXIS_WORLD, seed % 3 ? FP32 : FP64, sizes[seed % 4], seed};
+            peers_run((Peers){.world = world, .late = seed % 2}, try_returns, &c);
+        }
+    for (uint64_t seed = 20; seed < 24; seed++) {
+        ReturnCase c = {AXIS_EXPERT_REPLICA, seed % 2 ? FP32 : FP64, BEYOND_A_ROUND, seed};
+        peers_run((Peers){.world = 8, .sets = {"mixture.expert=2"}}, try_returns, &c);
+        peers_run((Peers){.world = 6, .sets = {"mixture.expert=2"}}, try_returns, &c);
+        c.axis = AXIS_WORLD;
+        peers_run((Peers){.world = 3}, try_returns, &c);
+        peers_run((Peers){.world = 2}, try_returns, &c);
+    }
+}
+
+/* ---- Barriers --------------------------------------------------------------------------------- */
+
 static bool pass_barriers(Peers *p, int rank, Error *e) {
     atomic_int *came = p->context;
     Stream *network = &p->device[rank]->stream[STREAM_NETWORK];
@@ -605,8 +886,10 @@ static bool exchange_until_cut(Peers *p, int rank, Error *e) {
     const Axis *a = &p->comm[rank].group[AXIS_EXPERT].axis;
     for (;; cut->exchanges[rank]++) {
         int64_t mine = cut->exchanges[rank], got[2] = {-1, -1};
-        const Parcel parcels[2] = {{&mine, &got[0], sizeof mine, sizeof mine},
-                                   {&mine, &got[1], sizeof mine, sizeof mine}};
+        Parcel parcels[2];
+        for (int j = 0; j < 2; j++)
+            parcels[j] =
+                (Parcel){.send = &mine, .receive = &got[j], .send_bytes = sizeof mine, .receive_bytes = sizeof mine};
         if (!p->wire[rank]->exchange(p->wire[rank], a, parcels, e)) return false;
         if (got[0] != mine || got[1] != mine)
             return (fail)(e, EXIT_DATA, "got %lld and %lld", (long long)got[0], (long long)got[1]);
@@ -680,22 +963,30 @@ static void a_rank_that_fails_between_steps_ends_the_training_of_all(void **stat
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(groups_partition_the_ranks_for_every_mixture_of_up_to_12),
-        cmocka_unit_test(the_printed_mesh_is_this_text),
-        cmocka_unit_test(sizes_that_do_not_divide_the_ranks_are_refused_in_a_sentence),
+    const struct CMUnitTest launched[] = {
         cmocka_unit_test(collectives_equal_their_definitions_in_groups_of_1_to_8),
         cmocka_unit_test(collectives_equal_their_definitions_in_strided_groups),
         cmocka_unit_test(collectives_larger_than_a_round_of_staging_equal_their_definitions),
+        cmocka_unit_test(rows_go_from_any_spans_to_any_spans_and_nothing_else_is_touched),
+        cmocka_unit_test(a_shift_brings_what_the_member_before_has),
+        cmocka_unit_test(sums_come_home_in_member_order_to_the_bit),
+        cmocka_unit_test(host_messages_arrive_in_rank_order),
+    };
+    const struct CMUnitTest threads[] = {
+        cmocka_unit_test(groups_partition_the_ranks_for_every_mixture_of_up_to_12),
+        cmocka_unit_test(the_printed_mesh_is_this_text),
+        cmocka_unit_test(sizes_that_do_not_divide_the_ranks_are_refused_in_a_sentence),
         cmocka_unit_test(late_wires_and_mixed_groups_give_the_same_bits),
         cmocka_unit_test(nobody_passes_a_barrier_before_all_have_come),
         cmocka_unit_test(the_order_of_the_members_shows_in_these_sums),
         cmocka_unit_test(ranks_agree_only_when_all_do_and_else_all_learn_the_first_reason),
-        cmocka_unit_test(host_messages_arrive_in_rank_order),
         cmocka_unit_test(when_a_rank_fails_all_others_return_within_5_seconds_with_its_reason),
         cmocka_unit_test(an_exchange_happens_for_all_its_members_or_for_none),
         cmocka_unit_test(a_rank_that_never_comes_is_a_timeout_that_says_so),
         cmocka_unit_test(a_rank_that_fails_between_steps_ends_the_training_of_all),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests_name("collectives", launched, NULL, NULL);
+    if (!launched_wire()) return failed + cmocka_run_group_tests_name("ranks", threads, NULL, NULL);
+    launched_wire()->close(launched_wire());
+    return failed;
 }

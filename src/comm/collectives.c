@@ -7,6 +7,8 @@
  *   reduce_scatter  (G-1) n        of its output n
  *   all_reduce      2 (G-1) n / G  of t, or (G-1) n when t is small (one exchange instead of two)
  *   all_to_all      the rows for others
+ *   shift           in, when G > 1
+ *   return_sums     in, when it goes to another
  */
 #include "comm/comm.h"
 #include "ops/kernels.h"
@@ -17,8 +19,11 @@
 enum { SMALL_BYTES = 16 << 10 }; /* all_reduce of at most this: everybody gets everything and sums it */
 
 const char *collective_name(Collective c) {
-    static const char *const names[COLLECTIVE_COUNT] = {"all_gather", "reduce_scatter", "all_reduce",
-                                                        "all_to_all", "broadcast",      "barrier"};
+    static const char *const names[COLLECTIVE_COUNT] = {
+        [ALL_GATHER] = "all_gather", [REDUCE_SCATTER] = "reduce_scatter", [ALL_REDUCE] = "all_reduce",
+        [ALL_TO_ALL] = "all_to_all", [BROADCAST] = "broadcast",           [BARRIER] = "barrier",
+        [SHIFT] = "shift",           [RETURN_SUMS] = "return_sums",
+    };
     MUST(c >= 0 && c < COLLECTIVE_COUNT);
     return names[c];
 }
@@ -49,8 +54,12 @@ typedef struct {
     Group *group;
     Tensor out, in;
     const int64_t *out_rows, *in_rows;
-    int root;
+    Spans to, from;
+    const int64_t *at;
+    int64_t member; /* broadcast: the root; return_sums: where to, or -1 */
 } CollectiveArgs;
+_Static_assert(sizeof(CollectiveArgs) <= LAUNCH_BYTES, "arguments travel by value through the queue of a stream");
+_Static_assert((int)COLLECTIVE_COUNT <= (int)MAX_COLLECTIVES, "the meter has a row for every collective");
 
 /* Counts the traffic; true when the exchange should also run. */
 static bool charge_traffic(Group *g, Stream *s, Collective c, int64_t sent, int64_t received) {
@@ -70,18 +79,26 @@ static bool charge_traffic(Group *g, Stream *s, Collective c, int64_t sent, int6
     return false;
 }
 
-/* The sum that a reduction makes on the way: ranks rows of `count` elements. */
-static bool charge_sum(Group *g, Stream *s, int64_t count, Type type) {
-    int64_t flops = type == INT64 ? 0 : count * (g->axis.size - 1);
+/* Sums that are made on the way: the launch that follows is a whole exchange, so its time is not theirs. */
+static bool charge_adding(Stream *s, int op, int64_t additions, int64_t elements, Type type) {
     bool run = charge(
-        s, (Cost){.op = OP_SUM_ROWS, .flops = flops, .bytes = count * (g->axis.size + 1) * (int64_t)type_bytes(type)});
-    s->charged = -1; /* the launch that follows is a whole exchange: its time is not the sum's */
+        s, (Cost){.op = op, .flops = type == INT64 ? 0 : additions, .bytes = elements * (int64_t)type_bytes(type)});
+    s->charged = -1;
     return run;
+}
+
+/* The sum of a reduction: a row of `count` elements from every rank. */
+static bool charge_sum(Group *g, Stream *s, int64_t count, Type type) {
+    return charge_adding(s, OP_SUM_ROWS, count * (g->axis.size - 1), count * (g->axis.size + 1), type);
 }
 
 static void exchange(Stream *s, Group *g) {
     Error e = {0};
     if (!g->wire->exchange(g->wire, &g->axis, g->parcels, &e)) device_fail(s->device, &e);
+}
+
+static Parcel parcel(const void *send, void *receive, size_t send_bytes, size_t receive_bytes) {
+    return (Parcel){.send = send, .receive = receive, .send_bytes = send_bytes, .receive_bytes = receive_bytes};
 }
 
 static Tensor flat(Tensor t) {
@@ -99,7 +116,7 @@ static void run_all_gather(Stream *s, const void *args) {
     const CollectiveArgs *a = args;
     size_t bytes = tensor_bytes(a->in);
     for (int j = 0; j < a->group->axis.size; j++)
-        a->group->parcels[j] = (Parcel){a->in.data, (char *)a->out.data + (size_t)j * bytes, bytes, bytes};
+        a->group->parcels[j] = parcel(a->in.data, (char *)a->out.data + (size_t)j * bytes, bytes, bytes);
     exchange(s, a->group);
 }
 
@@ -114,16 +131,16 @@ static void run_broadcast(Stream *s, const void *args) {
     const CollectiveArgs *a = args;
     Group *g = a->group;
     size_t bytes = tensor_bytes(a->in);
-    bool root = g->axis.index == a->root;
+    bool root = g->axis.index == a->member;
     for (int j = 0; j < g->axis.size; j++)
-        g->parcels[j] = (Parcel){a->in.data, a->in.data, root ? bytes : 0, j == a->root ? bytes : 0};
+        g->parcels[j] = parcel(a->in.data, a->in.data, root ? bytes : 0, j == a->member ? bytes : 0);
     exchange(s, g);
 }
 
 void broadcast(Group *g, Stream *s, Tensor t, int root) {
     int64_t bytes = (int64_t)tensor_bytes(t);
     bool sends = g->axis.index == root;
-    CollectiveArgs a = {.group = g, .in = t, .root = root};
+    CollectiveArgs a = {.group = g, .in = t, .member = root};
     if (charge_traffic(g, s, BROADCAST, sends ? (g->axis.size - 1) * bytes : 0, sends ? 0 : bytes))
         stream_launch(s, run_broadcast, &a, sizeof a);
 }
@@ -132,7 +149,7 @@ static void run_barrier(Stream *s, const void *args) {
     Group *g = ((const CollectiveArgs *)args)->group;
     char *in = g->staging.data;
     static const char token = 1;
-    for (int j = 0; j < g->axis.size; j++) g->parcels[j] = (Parcel){&token, in + j, 1, 1};
+    for (int j = 0; j < g->axis.size; j++) g->parcels[j] = parcel(&token, in + j, 1, 1);
     exchange(s, g);
 }
 
@@ -152,7 +169,7 @@ static void run_all_to_all(Stream *s, const void *args) {
     char *in = a->in.data, *out = a->out.data;
     for (int j = 0; j < g->axis.size; j++) {
         size_t sent = (size_t)a->in_rows[j] * row, received = (size_t)a->out_rows[j] * row;
-        g->parcels[j] = (Parcel){in, out, sent, received};
+        g->parcels[j] = parcel(in, out, sent, received);
         in += sent;
         out += received;
     }
@@ -173,14 +190,85 @@ void all_to_all(Group *g, Stream *s, Tensor out, const int64_t *out_rows, Tensor
         stream_launch(s, run_all_to_all, &a, sizeof a);
 }
 
+/* Rows of one member, whose spans begin at `span`. */
+static int64_t rows_of(const Span *span, int64_t spans) {
+    int64_t rows = 0;
+    for (int64_t i = 0; i < spans; i++) rows += span[i].count;
+    return rows;
+}
+
+static void run_all_to_all_spans(Stream *s, const void *args) {
+    const CollectiveArgs *a = args;
+    Group *g = a->group;
+    const Span *from = a->from.span, *to = a->to.span;
+    size_t row = (size_t)row_bytes(a->in);
+    for (int j = 0; j < g->axis.size; j++) {
+        g->parcels[j] = (Parcel){.send = a->in.data,
+                                 .receive = a->out.data,
+                                 .send_bytes = (size_t)rows_of(from, a->from.spans[j]) * row,
+                                 .receive_bytes = (size_t)rows_of(to, a->to.spans[j]) * row,
+                                 .send_spans = from,
+                                 .receive_spans = to,
+                                 .row_bytes = row};
+        from += a->from.spans[j];
+        to += a->to.spans[j];
+    }
+    exchange(s, g);
+}
+
+/* The rows of all members but the own; every span must lie in the tensor. */
+static int64_t rows_of_others(const Group *g, Spans s, Tensor t) {
+    const Span *span = s.span;
+    int64_t rows = 0;
+    for (int j = 0; j < g->axis.size; j++) {
+        for (int64_t i = 0; i < s.spans[j]; i++)
+            MUST(span[i].first >= 0 && span[i].count >= 0 && span[i].first + span[i].count <= t.dim[0]);
+        if (j != g->axis.index) rows += rows_of(span, s.spans[j]);
+        span += s.spans[j];
+    }
+    return rows;
+}
+
+void all_to_all_spans(Group *g, Stream *s, Tensor out, Spans to, Tensor in, Spans from) {
+    int64_t row = row_bytes(in);
+    MUST(out.type == in.type && row_bytes(out) == row);
+    int64_t sent = rows_of_others(g, from, in), received = rows_of_others(g, to, out);
+    CollectiveArgs a = {.group = g, .out = out, .in = in, .to = to, .from = from};
+    if (charge_traffic(g, s, ALL_TO_ALL, sent * row, received * row))
+        stream_launch(s, run_all_to_all_spans, &a, sizeof a);
+}
+
+/* ---- shift ------------------------------------------------------------------------------------ */
+
+static void run_shift(Stream *s, const void *args) {
+    const CollectiveArgs *a = args;
+    Group *g = a->group;
+    int size = g->axis.size, next = (g->axis.index + 1) % size, last = (g->axis.index + size - 1) % size;
+    for (int j = 0; j < size; j++)
+        g->parcels[j] =
+            parcel(a->in.data, a->out.data, j == next ? tensor_bytes(a->in) : 0, j == last ? tensor_bytes(a->out) : 0);
+    exchange(s, g);
+}
+
+void shift(Group *g, Stream *s, Tensor out, Tensor in) {
+    bool moves = g->axis.size > 1;
+    MUST(out.type == in.type && (moves || tensor_count(out) == tensor_count(in)));
+    CollectiveArgs a = {.group = g, .out = out, .in = in};
+    if (charge_traffic(g, s, SHIFT, moves ? (int64_t)tensor_bytes(in) : 0, moves ? (int64_t)tensor_bytes(out) : 0))
+        stream_launch(s, run_shift, &a, sizeof a);
+}
+
 /* ---- Reductions ------------------------------------------------------------------------------- */
 
-static void sum_staged(Stream *s, Tensor out, Tensor staged) {
-    AddArgs a = {.y = out, .a = staged};
-    int column = out.type == FP64;
-    LaunchFunction kernel = out.type == INT64 ? NULL : s->device->kernels->run[column][OP_SUM_ROWS];
-    if (!kernel) kernel = kernels_plain.run[column][OP_SUM_ROWS];
+static void run_kernel(Stream *s, int op, AddArgs a) {
+    int column = a.y.type == FP64;
+    LaunchFunction kernel = a.y.type == INT64 ? NULL : s->device->kernels->run[column][op];
+    if (!kernel) kernel = kernels_plain.run[column][op];
     kernel(s, &a);
+}
+
+static void sum_staged(Stream *s, Tensor out, Tensor staged) {
+    run_kernel(s, OP_SUM_ROWS, (AddArgs){.y = out, .a = staged});
 }
 
 /* out[c] = sum over members of in[index * c ...]: member j's part is [j c, min(n, (j+1) c)) of in [n]. In rounds, so that staging
@@ -193,8 +281,8 @@ static void reduce_parts(Stream *s, Group *g, Tensor out, Tensor in, int64_t c) 
         for (int j = 0; j < g->axis.size; j++) {
             int64_t theirs = max64(0, min64(round, min64(c, n - j * c) - at));
             g->parcels[j] =
-                (Parcel){(char *)in.data + (j * c + at) * element, (char *)g->staging.data + j * got * element,
-                         (size_t)(theirs * element), (size_t)(got * element)};
+                parcel((char *)in.data + (j * c + at) * element, (char *)g->staging.data + j * got * element,
+                       (size_t)(theirs * element), (size_t)(got * element));
         }
         exchange(s, g);
         if (device_failed(s->device) || got == 0) continue;
@@ -220,7 +308,7 @@ static void run_all_reduce_small(Stream *s, const void *args) {
     Group *g = a->group;
     size_t bytes = tensor_bytes(a->in);
     for (int j = 0; j < g->axis.size; j++)
-        g->parcels[j] = (Parcel){a->in.data, (char *)g->staging.data + (size_t)j * bytes, bytes, bytes};
+        g->parcels[j] = parcel(a->in.data, (char *)g->staging.data + (size_t)j * bytes, bytes, bytes);
     exchange(s, g);
     if (device_failed(s->device)) return;
     sum_staged(s, flat(a->in), tensor_at(g->staging.data, a->in.type, DIM(g->axis.size, tensor_count(a->in))));
@@ -236,8 +324,8 @@ static void run_all_reduce(Stream *s, const void *args) {
     reduce_parts(s, g, slice(a->in, first, mine), flat(a->in), c);
     for (int j = 0; j < g->axis.size; j++) {
         int64_t from = min64(n, j * c), count = min64(c, n - from);
-        g->parcels[j] = (Parcel){data + first * element, data + from * element, (size_t)(mine * element),
-                                 (size_t)(count * element)};
+        g->parcels[j] =
+            parcel(data + first * element, data + from * element, (size_t)(mine * element), (size_t)(count * element));
     }
     exchange(s, g);
 }
@@ -255,13 +343,51 @@ void all_reduce(Group *g, Stream *s, Tensor t) {
         stream_launch(s, small ? run_all_reduce_small : run_all_reduce, &a, sizeof a);
 }
 
+/* A round takes the same elements of every contribution, each into its own place of the staging area, and adds them there. */
+static void run_return_sums(Stream *s, const void *args) {
+    const CollectiveArgs *a = args;
+    Group *g = a->group;
+    int64_t n = tensor_count(a->in), element = (int64_t)type_bytes(a->in.type), round = COMM_ROUND_BYTES / element;
+    for (int64_t first = 0; first < n; first += round) {
+        int64_t count = min64(round, n - first);
+        Tensor part = slice(a->in, first, count);
+        for (int j = 0; j < g->axis.size; j++)
+            g->parcels[j] = parcel(part.data, (char *)g->staging.data + (size_t)j * COMM_ROUND_BYTES,
+                                   j == a->member ? tensor_bytes(part) : 0, a->at[j] >= 0 ? tensor_bytes(part) : 0);
+        exchange(s, g);
+        if (device_failed(s->device)) return;
+        for (int j = 0; j < g->axis.size; j++) {
+            if (a->at[j] < 0) continue;
+            Tensor y = slice(a->out, a->at[j] + first, count);
+            run_kernel(s, OP_ADD, (AddArgs){.y = y, .a = y, .b = tensor_at(g->parcels[j].receive, y.type, DIM(count))});
+        }
+    }
+}
+
+void return_sums(Group *g, Stream *s, Tensor out, const int64_t *at, Tensor in, int64_t to) {
+    int64_t n = tensor_count(in), bytes = (int64_t)tensor_bytes(in), added = 0;
+    int own = g->axis.index;
+    MUST(out.type == in.type && (in.type == FP32 || in.type == FP64) && to >= -1 && to < g->axis.size);
+    MUST((at[own] >= 0) == (to == own));
+    for (int j = 0; j < g->axis.size; j++) {
+        MUST(at[j] >= -1 && (at[j] < 0 || at[j] + n <= tensor_count(out)));
+        for (int k = 0; k < j; k++) /* else rounds would change the order */
+            MUST(at[j] < 0 || at[k] < 0 || at[j] == at[k] || at[j] + n <= at[k] || at[k] + n <= at[j]);
+        added += at[j] >= 0;
+    }
+    int64_t received = added - (at[own] >= 0);
+    bool add = charge_adding(s, OP_ADD, added * n, 3 * added * n, out.type);
+    CollectiveArgs a = {.group = g, .out = out, .in = in, .at = at, .member = to};
+    if (charge_traffic(g, s, RETURN_SUMS, to >= 0 && to != own ? bytes : 0, received * bytes) && add)
+        stream_launch(s, run_return_sums, &a, sizeof a);
+}
+
 /* ---- Host messages ---------------------------------------------------------------------------- */
 
 bool host_gather(Comm *c, void *all, const void *mine, size_t bytes, Error *e) {
     Group *g = &c->group[AXIS_WORLD];
     event_wait(event_record(&c->device->stream[STREAM_NETWORK])); /* the wire is ours until we return */
-    for (int j = 0; j < g->axis.size; j++)
-        g->parcels[j] = (Parcel){mine, (char *)all + (size_t)j * bytes, bytes, bytes};
+    for (int j = 0; j < g->axis.size; j++) g->parcels[j] = parcel(mine, (char *)all + (size_t)j * bytes, bytes, bytes);
     return g->wire->exchange(g->wire, &g->axis, g->parcels, e);
 }
 

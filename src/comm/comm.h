@@ -11,11 +11,20 @@
 
 /* ---- Wires ------------------------------------------------------------------------------------ */
 
+/* Rows [first, first + count) of a tensor. */
+typedef struct {
+    int64_t first, count;
+} Span;
+
+/* To and from one member. A side is one block of bytes, or, where its spans are given, the rows that they name, of `row_bytes`
+ * each, counted from the pointer on: a stream of bytes either way, so that one side's spans may meet the other's block. */
 typedef struct {
     const void *send;
     void *receive;
-    size_t send_bytes, receive_bytes;
-} Parcel; /* to and from one member */
+    size_t send_bytes, receive_bytes; /* spans included */
+    const Span *send_spans, *receive_spans;
+    size_t row_bytes;
+} Parcel;
 
 /* One rank's end of a wire that joins all ranks. The one primitive: every member of an axis hands over a parcel per member. */
 typedef struct Wire Wire;
@@ -65,7 +74,17 @@ void comm_close(Comm *c);
 
 /* ---- Collectives (s: the network stream; shapes by element counts) ----------------------------- */
 
-typedef enum { ALL_GATHER, REDUCE_SCATTER, ALL_REDUCE, ALL_TO_ALL, BROADCAST, BARRIER, COLLECTIVE_COUNT } Collective;
+typedef enum {
+    ALL_GATHER,
+    REDUCE_SCATTER,
+    ALL_REDUCE,
+    ALL_TO_ALL,
+    BROADCAST,
+    BARRIER,
+    SHIFT,
+    RETURN_SUMS,
+    COLLECTIVE_COUNT
+} Collective;
 const char *collective_name(Collective c);
 
 /* out [size * n] = in [n] of member 0, 1, ... `in` may be this member's part of out. */
@@ -78,6 +97,21 @@ void all_reduce(Group *g, Stream *s, Tensor t);
 /* Rows: in holds in_rows[0] rows for member 0, then in_rows[1] for member 1, ...; out gets out_rows[j] rows from member j. The arrays must
  * live until the collective has run. dim[1] (or 1) is the row. */
 void all_to_all(Group *g, Stream *s, Tensor out, const int64_t *out_rows, Tensor in, const int64_t *in_rows);
+/* The same with rows that lie anywhere: those of `in` in from's spans of member j go to member j, and what comes from member j
+ * fills to's spans of member j, in order, as one stream of rows, however it was cut there. Rows of `out` in no span are
+ * untouched; `out` and `in` are different memory. The arrays must live until the collective has run. */
+typedef struct {
+    const Span *span;     /* those of member 0, then those of member 1, ... */
+    const int64_t *spans; /* [size]: how many are member j's */
+} Spans;
+void all_to_all_spans(Group *g, Stream *s, Tensor out, Spans to, Tensor in, Spans from);
+/* A ring: `in` goes to the next member, the one before this one fills `out`; behind the last comes the first. The sizes may
+ * differ from member to member. */
+void shift(Group *g, Stream *s, Tensor out, Tensor in);
+/* Sums on their way home: `in` [n] goes to member `to` (-1: to nobody, this one too), and the n elements of every member j that
+ * sends to this one are added to out[at[j]], out[at[j] + 1], ... (at[j] -1: nothing comes), in member order. Two such places are the same or apart. Sum types; n is the
+ * same on all members, and alone decides how many exchanges it takes. `at` [size] must live until it has run. */
+void return_sums(Group *g, Stream *s, Tensor out, const int64_t *at, Tensor in, int64_t to);
 void broadcast(Group *g, Stream *s, Tensor t, int root);
 void barrier(Group *g, Stream *s);
 

@@ -1,6 +1,6 @@
 /* The MPI wire: ranks that are processes of one mpirun. Touches Open MPI here and nowhere else. An exchange is a send and a
  * receive per member; waiting tests and sleeps, since a spinning rank would take the core that a computing one needs. */
-#include "comm/comm.h"
+#include "comm/parcel.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -52,6 +52,9 @@ typedef struct {
     Wire wire;
     MPI_Request *requests; /* grown to the largest exchange so far */
     int used, room;
+    int *lengths; /* of a message's blocks, and where they lie: grown to the most that a message had so far */
+    MPI_Aint *places;
+    int blocks, block_room;
 } MpiWire;
 
 static bool mpi_ok(int code, const char *what, Error *e) {
@@ -66,24 +69,59 @@ static int messages(size_t bytes) {
     return (int)((bytes + MESSAGE_BYTES - 1) / MESSAGE_BYTES);
 }
 
+static void *grown(void *p, int count, size_t element) {
+    p = realloc(p, (size_t)count * element);
+    MUST(p);
+    return p;
+}
+
 static void make_room(MpiWire *m, const Axis *axis, const Parcel *parcels) {
     int n = 0;
     for (int j = 0; j < axis->size; j++) n += messages(parcels[j].send_bytes) + messages(parcels[j].receive_bytes);
     m->used = 0;
     if (n <= m->room) return;
-    m->requests = realloc(m->requests, (size_t)n * sizeof *m->requests);
-    MUST(m->requests);
+    m->requests = grown(m->requests, n, sizeof *m->requests);
     m->room = n;
 }
 
-/* Two ranks send each other everything in program order, so one tag serves all groups: MPI keeps the order of a pair. */
-static bool post(MpiWire *m, void *data, size_t bytes, int peer, bool receive, Error *e) {
-    for (size_t at = 0; at < bytes; at += MESSAGE_BYTES) {
-        int piece = (int)(bytes - at < MESSAGE_BYTES ? bytes - at : MESSAGE_BYTES);
-        char *p = (char *)data + at;
-        MPI_Request *r = &m->requests[m->used++];
-        int code = receive ? MPI_Irecv(p, piece, MPI_BYTE, peer, TAG, MPI_COMM_WORLD, r)
-                           : MPI_Isend(p, piece, MPI_BYTE, peer, TAG, MPI_COMM_WORLD, r);
+/* The blocks of the next `bytes` of a walk, or of fewer; returns how many bytes they have. */
+static size_t collect_blocks(MpiWire *m, Walk *w, size_t bytes) {
+    size_t found = 0, block;
+    for (m->blocks = 0; found < bytes && (block = walk_block(w)) > 0; m->blocks++) {
+        if (m->blocks == m->block_room) {
+            m->block_room = m->block_room ? 2 * m->block_room : 64;
+            m->lengths = grown(m->lengths, m->block_room, sizeof *m->lengths);
+            m->places = grown(m->places, m->block_room, sizeof *m->places);
+        }
+        if (block > bytes - found) block = bytes - found;
+        m->lengths[m->blocks] = (int)block;
+        m->places[m->blocks] = walk_take(w, block) - w->base;
+        found += block;
+    }
+    return found;
+}
+
+static int start(MpiWire *m, void *data, int count, MPI_Datatype type, int peer, bool receive) {
+    MPI_Request *r = &m->requests[m->used++];
+    return receive ? MPI_Irecv(data, count, type, peer, TAG, MPI_COMM_WORLD, r)
+                   : MPI_Isend(data, count, type, peer, TAG, MPI_COMM_WORLD, r);
+}
+
+/* Both ends cut the same stream after the same bytes, so that messages meet whatever blocks they are made of. Two ranks send each
+ * other everything in program order, so one tag serves all groups: MPI keeps the order of a pair. */
+static bool post(MpiWire *m, Walk w, int peer, bool receive, Error *e) {
+    while (w.left > 0) {
+        size_t bytes = collect_blocks(m, &w, MESSAGE_BYTES);
+        int code;
+        if (m->blocks == 1) {
+            code = start(m, w.base + m->places[0], (int)bytes, MPI_BYTE, peer, receive);
+        } else {
+            MPI_Datatype blocks;
+            code = MPI_Type_create_hindexed(m->blocks, m->lengths, m->places, MPI_BYTE, &blocks);
+            if (code == MPI_SUCCESS) code = MPI_Type_commit(&blocks);
+            if (code == MPI_SUCCESS) code = start(m, w.base, 1, blocks, peer, receive);
+            if (code == MPI_SUCCESS) code = MPI_Type_free(&blocks); /* lives on until its message is through */
+        }
         if (!mpi_ok(code, "starting a message", e)) return false;
     }
     return true;
@@ -111,16 +149,14 @@ static bool mpi_exchange(Wire *w, const Axis *axis, const Parcel *parcels, Error
     make_room(m, axis, parcels);
     for (int j = 0; j < axis->size; j++) {
         int peer = axis->first + j * axis->stride;
-        if (j != axis->index && !post(m, parcels[j].receive, parcels[j].receive_bytes, peer, true, e)) return false;
+        if (j != axis->index && !post(m, walk_received(&parcels[j]), peer, true, e)) return false;
     }
     for (int j = 0; j < axis->size; j++) {
         int peer = axis->first + j * axis->stride;
-        if (j != axis->index && !post(m, (void *)(uintptr_t)parcels[j].send, parcels[j].send_bytes, peer, false, e))
-            return false;
+        if (j != axis->index && !post(m, walk_sent(&parcels[j]), peer, false, e)) return false;
     }
     const Parcel *own = &parcels[axis->index];
-    MUST(own->send_bytes == own->receive_bytes);
-    if (own->send_bytes && own->receive != own->send) memmove(own->receive, own->send, own->send_bytes);
+    walk_copy(walk_received(own), walk_sent(own));
     return wait_all(m, axis, e);
 }
 
@@ -139,8 +175,11 @@ static void mpi_poison(Wire *w, const Error *e) {
 
 static void mpi_close(Wire *w) {
     MPI_Finalize();
-    free(((MpiWire *)w)->requests);
-    free(w);
+    MpiWire *m = (MpiWire *)w;
+    free(m->requests);
+    free(m->lengths);
+    free(m->places);
+    free(m);
 }
 
 bool wire_mpi_built(void) {

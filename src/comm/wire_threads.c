@@ -5,7 +5,7 @@
  * An exchange happens for all its members or for none: who gives up while waiting takes his arrival back, and once
  * all have arrived nothing can keep them from copying and parting. So memory that was handed to an exchange is the
  * caller's own again when it returns, failed or not. After the first failure no exchange begins. */
-#include "comm/comm.h"
+#include "comm/parcel.h"
 
 #include <errno.h>
 #include <math.h>
@@ -121,9 +121,7 @@ static void copy_parcels(Meeting *m, const Axis *axis, const Parcel *parcels) {
         int j =
             (axis->index + step) % axis->size; /* everybody starts with himself: no two read the same member first */
         const Parcel *theirs = &m->parcels[j][axis->index];
-        MUST(theirs->send_bytes == parcels[j].receive_bytes);
-        if (parcels[j].receive_bytes && parcels[j].receive != theirs->send)
-            memmove(parcels[j].receive, theirs->send, parcels[j].receive_bytes);
+        walk_copy(walk_received(&parcels[j]), walk_sent(theirs));
     }
 }
 
