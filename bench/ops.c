@@ -73,12 +73,9 @@ typedef struct {
 
 static const FmaLoop fma_loops[] = {
 #if defined(__x86_64__)
-    {"avx512bf16", fma_avx512, dot_avx512, 16},
-    {"avx512", fma_avx512, NULL, 16},
-    {"avx2", fma_avx2, NULL, 8},
+    {"avx512bf16", fma_avx512, dot_avx512, 16}, {"avx512", fma_avx512, NULL, 16}, {"avx2", fma_avx2, NULL, 8},
 #endif
-    {"portable", fma_portable, NULL, 4},
-    {"plain", fma_portable, NULL, 4},
+    {"portable", fma_portable, NULL, 4},        {"plain", fma_portable, NULL, 4},
 };
 
 enum { PEAK_ROUNDS = 1 << 20, STREAM_VECTORS = 6 << 20, TRIES = 7 };
@@ -301,6 +298,15 @@ static void copy_bench(Bench *b) {
     copy(b->stream, b->t[0], b->t[1]);
 }
 
+/* The middle half of rows that are twice as wide, added to sums. */
+static void columns_prepare(Bench *b, const int64_t *size) {
+    b->t[0] = random_tensor(b, b->sum, DIM(size[0], size[1]));
+    b->t[1] = random_tensor(b, b->real, DIM(size[0], 2 * size[1]));
+}
+static void columns_bench(Bench *b) {
+    copy_columns(b->stream, b->t[0], 0, b->t[1], b->t[0].dim[1] / 2, b->t[0].dim[1], true);
+}
+
 static void embedding_prepare(Bench *b, const int64_t *size) {
     b->t[0] = random_tensor(b, b->real, DIM(size[0], size[1]));
     b->t[1] = random_index(b, 0, V, DIM(size[0]));
@@ -332,17 +338,32 @@ static AttentionShape attention_shape(void) {
     return (AttentionShape){.scale = 0.125, .pairs = (int64_t)SEQUENCES * S * (S + 1) / 2};
 }
 static void attention_bench(Bench *b) {
-    attention(b->stream, b->t[0], b->t[8], b->t[1], b->t[2], b->t[3], b->t[10], attention_shape());
+    attention(b->stream, b->t[0], b->t[8], b->t[1], b->t[2], b->t[3], b->t[10], b->t[11], attention_shape());
 }
 static void attention_backward_bench(Bench *b) {
-    attention_backward(b->stream, b->t[4], b->t[5], b->t[6], b->t[9], b->t[7], b->t[0], b->t[8], b->t[1], b->t[2],
-                       b->t[3], b->t[10], attention_shape());
+    attention_backward(b->stream, b->t[4], b->t[5], b->t[6], b->t[9], b->t[7], b->t[8], b->t[1], b->t[2], b->t[3],
+                       b->t[10], b->t[11], attention_shape());
 }
-static void attention_prepare(Bench *b, const int64_t *size) { /* out, q, k, v, dq, dk, dv, dout; lse, delta; start */
+static void attention_delta_bench(Bench *b) {
+    attention_delta(b->stream, b->t[9], b->t[7], b->t[0]);
+}
+/* out, q, k, v, dq, dk, dv, dout; lse, delta; first, last */
+static void attention_prepare(Bench *b, const int64_t *size) {
     for (int i = 0; i < 8; i++) b->t[i] = random_tensor(b, b->real, DIM(size[0], size[1], size[2]));
     for (int i = 8; i < 10; i++) b->t[i] = random_tensor(b, b->sum, DIM(size[1], size[0]));
     b->t[10] = steps(b, S, S, size[0]);
-    attention_bench(b); /* its lse belongs to the backward's inputs */
+    b->t[11] = steps(b, 1, 1, size[0] + 1);
+    b->t[11] = tensor_rows(b->t[11], 1, size[0]); /* last: row + 1 */
+    attention_bench(b);                           /* its lse belongs to the backward's inputs */
+}
+
+/* out, part; lse, part_lse */
+static void merge_prepare(Bench *b, const int64_t *size) {
+    for (int i = 0; i < 2; i++) b->t[i] = random_tensor(b, b->sum, DIM(size[0], size[1], size[2]));
+    for (int i = 2; i < 4; i++) b->t[i] = random_tensor(b, b->sum, DIM(size[1], size[0]));
+}
+static void merge_bench(Bench *b) {
+    attention_merge(b->stream, b->t[0], b->t[2], b->t[1], b->t[3]);
 }
 
 /* size: tokens, experts, k. */
@@ -460,7 +481,9 @@ static const Case cases[] = {
     {OP_EXPERTS_LINEAR_DX, {32 * 8, 512, 1024, 32}, dx_prepare, experts_dx_bench},
     {OP_EXPERTS_LINEAR_DW, {32 * 8, 512, 1024, 32}, dw_prepare, experts_dw_bench},
     {OP_ATTENTION, {T, HEADS, D}, attention_prepare, attention_bench},
+    {OP_ATTENTION_DELTA, {T, HEADS, D}, attention_prepare, attention_delta_bench},
     {OP_ATTENTION_BACKWARD, {T, HEADS, D}, attention_prepare, attention_backward_bench},
+    {OP_ATTENTION_MERGE, {T, HEADS, D}, merge_prepare, merge_bench},
     {OP_SWIGLU, {T * K, I}, swiglu_prepare, swiglu_bench},
     {OP_SWIGLU_BACKWARD, {T * K, I}, swiglu_prepare, swiglu_backward_bench},
     {OP_RMS_NORM, {T, H}, norm_prepare, norm_bench},
@@ -468,6 +491,7 @@ static const Case cases[] = {
     {OP_ADD, {T, H}, rows_prepare, add_bench},
     {OP_ZERO, {T, H}, rows_prepare, zero_bench},
     {OP_COPY, {T, H}, rows_prepare, copy_bench},
+    {OP_COPY_COLUMNS, {T, H}, columns_prepare, columns_bench},
     {OP_EMBEDDING, {T, H}, embedding_prepare, embedding_bench},
     {OP_EMBEDDING_BACKWARD, {T, H}, embedding_prepare, embedding_backward_bench},
     {OP_ROPE_TABLE, {T, HEADS, D}, rope_prepare, rope_table_bench},

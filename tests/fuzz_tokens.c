@@ -11,11 +11,16 @@
 enum { LARGEST = 1 << 14, LENGTH = 64 };
 
 static void pack(const Tokens *t, int64_t sequence_length) {
-    int32_t token[LENGTH], target[LENGTH], position[LENGTH], start[LENGTH], sequence[LENGTH];
+    int32_t token[LENGTH], target[LENGTH], position[LENGTH], first[LENGTH], last[LENGTH], sequence[LENGTH];
     int64_t real[1], trained = 0, seen = 0;
     TokensInfo info = tokens_info(t);
-    Batch b = {
-        .token = token, .target = target, .position = position, .start = start, .sequence = sequence, .real = real};
+    Batch b = {.token = token,
+               .target = target,
+               .position = position,
+               .first = first,
+               .last = last,
+               .sequence = sequence,
+               .real = real};
     for (int64_t piece = 0; piece < tokens_pieces(t, sequence_length); piece++) {
         batch_fill(&b, t, 1, piece, 1, 1, sequence_length, 0);
         trained += b.trained;
@@ -23,7 +28,7 @@ static void pack(const Tokens *t, int64_t sequence_length) {
         for (int64_t i = 0; i < b.tokens; i++) {
             MUST(token[i] >= 0 && token[i] < info.vocabulary);
             MUST(target[i] >= -1 && target[i] < info.vocabulary);
-            MUST(start[i] + position[i] == i);
+            MUST(first[i] + position[i] == i && last[i] == i + 1);
         }
     }
     MUST(seen == info.tokens && trained == info.trained);

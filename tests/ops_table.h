@@ -18,7 +18,6 @@ typedef enum {
     ADDED = 1,   /* the op adds to what was there */
     EXACT = 2,   /* defined to the bit in every type */
     ROUNDED = 4, /* of the sum type, but rounded to the real type */
-    SCRATCH = 8, /* not compared */
 } SlotFlag;
 
 typedef struct {
@@ -82,6 +81,24 @@ static void make_gradient(Trial *t, int i, int flags, Type type) {
 static void make_dy(Trial *t, int i, Type type) {
     Tensor y = t->y[i].tensor;
     make(t, &t->dy[i], 0, type, y.dims, y.dim);
+}
+
+/* first and last, whole numbers from 0 to `most`, become bounds that never fall, the first not above the last: they rise by
+ * uneven steps, far apart in the middle and equal here and there; half way come an empty stretch and a leap. */
+static void fill_sight(Tensor first, Tensor last, int64_t most) {
+    int64_t n = tensor_count(first), low = 0, high = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double along = ((double)i + 0.5) / (double)n, span = (double)most;
+        bool empty = i >= n / 2 && i <= n / 2 + n / 8;
+        high = max64(high, (int64_t)(span * sqrt(along) + tensor_get(last, i) / 8));
+        low = max64(low, (int64_t)(span * along * along + tensor_get(first, i) / 8));
+        if (i == n / 2) high += most / 8;
+        high = min64(high, most);
+        if (empty) low = high;
+        low = min64(low, high);
+        tensor_put(first, i, (double)low);
+        tensor_put(last, i, (double)high);
+    }
 }
 
 /* Short names for the four rows of slots. */
@@ -238,6 +255,30 @@ static void copy_forward(Trial *t) {
     for (int i = 0; i < 4; i++) copy(t->stream, y(t, i), x(t, i == 3));
 }
 
+/* ---- copy_columns: n = rows, width, columns --------------------------------------------------- */
+
+enum { COLUMN = 3 }; /* of the result, more or less */
+
+/* From data and from sums into either, data added to sums, and integers. */
+static void columns_make(Trial *t) {
+    int64_t rows = t->n[0], width = t->n[1], columns = t->n[2];
+    make(t, &t->x[0], 0, t->real, DIM(rows, width));
+    make(t, &t->x[1], 0, t->sum, DIM(rows, columns));
+    make_integers(t, &t->x[2], -9, 9, DIM(rows, width));
+    Type types[] = {t->real, t->real, t->sum, t->sum, t->sum, INT32};
+    for (int i = 0; i < (int)COUNT(types); i++) make(t, &t->y[i], EXACT, types[i], DIM(rows, columns + COLUMN + i));
+}
+
+static void columns_forward(Trial *t) {
+    int64_t columns = t->n[2], from = t->n[1] - columns;
+    copy_columns(t->stream, y(t, 0), COLUMN, x(t, 0), from, columns, false);
+    copy_columns(t->stream, y(t, 1), COLUMN, x(t, 1), 0, columns, false);
+    copy_columns(t->stream, y(t, 2), 0, x(t, 0), from, columns, false);
+    copy_columns(t->stream, y(t, 3), COLUMN + 3, x(t, 0), from / 2, columns, true);
+    copy_columns(t->stream, y(t, 4), 1, x(t, 1), 0, columns, true);
+    copy_columns(t->stream, y(t, 5), 2, x(t, 2), from, columns, false);
+}
+
 /* ---- embedding: n = tokens, vocabulary, width ------------------------------------------------- */
 
 static void embedding_make(Trial *t) {
@@ -278,38 +319,80 @@ static void rope_backward(Trial *t) {
     rope(t->stream, dx(t, 0), dy(t, 0), y(t, 1), true);
 }
 
-/* ---- attention: n = tokens, heads, kv heads, d, window, tokens of a document ------------------ */
+/* ---- attention: n = queries, heads, kv heads, d, keys, sight, results in the sum type --------- */
+
+/* Which keys queries see: any two bounds that never fall, so that some rows see nothing, some keys are seen by nobody and
+ * intervals are of any length; or documents of 1 to 3 times some length under a window, each row seeing itself and what came
+ * before; or all. */
+typedef enum { SIGHT_ANY, SIGHT_CAUSAL, SIGHT_WINDOW, SIGHT_ALL } Sight;
+
+static void make_sight(Trial *t, Slot *first_slot, Slot *last_slot) {
+    enum { DOCUMENT = 29, WINDOW = 11 };
+    int64_t queries = t->n[0], keys = t->n[4];
+    Sight sight = (Sight)t->n[5];
+    Tensor first = make_integers(t, first_slot, 0, keys, DIM(queries));
+    Tensor last = make_integers(t, last_slot, 0, keys, DIM(queries));
+    fill_sight(first, last, keys);
+    for (int64_t i = 0; i < queries && sight != SIGHT_ANY; i++) {
+        int64_t begin = sight == SIGHT_ALL ? 0 : i - i % DOCUMENT;
+        if (sight == SIGHT_WINDOW) begin = max64(begin, i + 1 - WINDOW);
+        tensor_put(first, i, (double)begin);
+        tensor_put(last, i, (double)(sight == SIGHT_ALL ? keys : i + 1));
+    }
+}
 
 static AttentionShape attention_shape(const Trial *t) {
-    AttentionShape shape = {.scale = 1 / sqrt((double)t->n[3]), .window = t->n[4]};
-    for (int64_t i = 0; i < t->n[0]; i++) {
-        int64_t seen = i % t->n[5] + 1;
-        shape.pairs += shape.window > 0 ? min64(seen, shape.window) : seen;
-    }
+    AttentionShape shape = {.scale = 1 / sqrt((double)t->n[3])};
+    for (int64_t i = 0; i < t->n[0]; i++)
+        shape.pairs += (int64_t)(tensor_get(t->x[4].tensor, i) - tensor_get(t->x[3].tensor, i));
     return shape;
 }
 
+/* x: q, k, v, first, last. y: out, lse, delta. */
 static void attention_make(Trial *t) {
-    int64_t tokens = t->n[0], heads = t->n[1], kv = t->n[2], d = t->n[3], document = t->n[5];
-    make(t, &t->x[0], 0, t->real, DIM(tokens, heads, d));
-    make(t, &t->x[1], 0, t->real, DIM(tokens, kv, d));
-    make(t, &t->x[2], 0, t->real, DIM(tokens, kv, d));
-    Tensor start = make(t, &t->x[3], EXACT, INT32, DIM(tokens));
-    for (int64_t i = 0; i < tokens; i++) tensor_put(start, i, (double)(i - i % document));
-    make(t, &t->y[0], 0, t->real, DIM(tokens, heads, d));
-    make(t, &t->y[1], 0, t->sum, DIM(heads, tokens));
+    int64_t queries = t->n[0], heads = t->n[1], kv = t->n[2], d = t->n[3], keys = t->n[4];
+    Type result = t->n[6] ? t->sum : t->real;
+    make(t, &t->x[0], 0, t->real, DIM(queries, heads, d));
+    make(t, &t->x[1], 0, t->real, DIM(keys, kv, d));
+    make(t, &t->x[2], 0, t->real, DIM(keys, kv, d));
+    make_sight(t, &t->x[3], &t->x[4]);
+    make(t, &t->y[0], 0, result, DIM(queries, heads, d));
+    make(t, &t->y[1], 0, t->sum, DIM(heads, queries));
     make_dy(t, 0, t->real);
-    for (int i = 0; i < 3; i++) make_gradient(t, i, 0, t->real);
-    make(t, &t->dx[4], SCRATCH, t->sum, DIM(heads, tokens)); /* delta */
+    for (int i = 0; i < 3; i++) make_gradient(t, i, 0, result);
+    make(t, &t->dx[3], 0, t->sum, DIM(heads, queries)); /* delta */
 }
 
 static void attention_forward(Trial *t) {
-    attention(t->stream, y(t, 0), y(t, 1), x(t, 0), x(t, 1), x(t, 2), x(t, 3), attention_shape(t));
+    attention(t->stream, y(t, 0), y(t, 1), x(t, 0), x(t, 1), x(t, 2), x(t, 3), x(t, 4), attention_shape(t));
 }
 
 static void attention_gradient(Trial *t) {
-    attention_backward(t->stream, dx(t, 0), dx(t, 1), dx(t, 2), dx(t, 4), dy(t, 0), y(t, 0), y(t, 1), x(t, 0), x(t, 1),
-                       x(t, 2), x(t, 3), attention_shape(t));
+    attention_delta(t->stream, dx(t, 3), dy(t, 0), y(t, 0));
+    attention_backward(t->stream, dx(t, 0), dx(t, 1), dx(t, 2), dx(t, 3), dy(t, 0), y(t, 1), x(t, 0), x(t, 1), x(t, 2),
+                       x(t, 3), x(t, 4), attention_shape(t));
+}
+
+/* ---- attention_merge: n = rows, heads, d ------------------------------------------------------ */
+
+/* Every fourth row of either side, but not the same, has seen nothing: what stands there is not read. */
+static void merge_make(Trial *t) {
+    int64_t rows = t->n[0], heads = t->n[1], d = t->n[2];
+    for (int i = 0; i < 2; i++) {
+        Slot *out = i == 0 ? &t->y[0] : &t->x[0], *lse = i == 0 ? &t->y[1] : &t->x[1];
+        make(t, out, ADDED, t->sum, DIM(rows, heads, d));
+        make(t, lse, ADDED, t->sum, DIM(heads, rows));
+        for (int64_t k = 0; k < heads * rows; k++) {
+            if ((i == 0 ? k : k / 2) % 4 > 0) continue;
+            tensor_put(lse->tensor, k, -INFINITY);
+            int64_t row = k % rows * heads + k / rows;
+            for (int64_t c = 0; c < d; c++) tensor_put(out->tensor, row * d + c, NAN);
+        }
+    }
+}
+
+static void merge_forward(Trial *t) {
+    attention_merge(t->stream, y(t, 0), y(t, 1), x(t, 0), x(t, 1));
 }
 
 /* ---- route: n = tokens, experts, k, normalise, auxiliary losses, logits in the sum type ------- */
@@ -515,12 +598,14 @@ static void ranks_forward(Trial *t) {
 #define ADD "add [n]", .make = add_make, .forward = add_forward
 #define ZERO "zero [n]", .make = zero_make, .forward = zero_forward
 #define COPY "copy [n]", .make = copy_make, .forward = copy_forward
+#define COLUMNS "copy_columns [rows,width,columns]", .make = columns_make, .forward = columns_forward
 #define EMBEDDING                                                                                                      \
     "embedding [T,V,H]", .make = embedding_make, .forward = embedding_forward, .backward = embedding_gradient
 #define ROPE "rope [T,heads,d]", .make = rope_make, .forward = rope_forward, .backward = rope_backward
 #define ATTENTION                                                                                                      \
-    "attention [T,heads,kv,d,window,document]", .make = attention_make, .forward = attention_forward,                  \
-                                                .backward = attention_gradient
+    "attention [Tq,heads,kv,d,Tk,sight,sums]", .make = attention_make, .forward = attention_forward,                   \
+                                               .backward = attention_gradient
+#define MERGE "attention_merge [T,heads,d]", .make = merge_make, .forward = merge_forward
 #define ROUTE                                                                                                          \
     "route [T,E,k,normalise,auxiliary,sum]", .make = route_make, .forward = route_forward, .backward = route_gradient
 #define ORDER "route_order [T,k,-,E]", .make = order_make, .forward = order_forward
@@ -564,6 +649,11 @@ static const Case cases[] = {
     {COPY, .n = {0}},
     {COPY, .n = {37}},
     {COPY, .n = {40009}},
+    {COLUMNS, .n = {0, 3, 2}},
+    {COLUMNS, .n = {5, 7, 0}},
+    {COLUMNS, .n = {5, 7, 7}},
+    {COLUMNS, .n = {13, 57, 35}},
+    {COLUMNS, .n = {307, 131, 64}},
     {EMBEDDING, .n = {0, 3, 4}},
     {EMBEDDING, .n = {11, 5, 7}},
     {EMBEDDING, .n = {307, 53, 33}},
@@ -571,15 +661,26 @@ static const Case cases[] = {
     {ROPE, .n = {3, 2, 2}},
     {ROPE, .n = {5, 3, 14}},
     {ROPE, .n = {97, 4, 32}},
-    {ATTENTION, .n = {0, 2, 2, 4, 0, 8}},
-    {ATTENTION, .n = {1, 1, 1, 3, 0, 1}, .cancelled = 1},
-    {ATTENTION, .n = {13, 4, 2, 6, 0, 5}},
-    {ATTENTION, .n = {13, 6, 2, 5, 3, 9}},
-    {ATTENTION, .n = {19, 2, 1, 8, 1, 19}, .cancelled = 1},
-    {ATTENTION, .n = {71, 4, 2, 16, 0, 71}},
-    {ATTENTION, .n = {139, 3, 1, 7, 40, 83}},
-    {ATTENTION, .n = {113, 4, 2, 48, 0, 61}}, /* dq made with dk and dv: in place, in fp32 */
-    {ATTENTION, .n = {101, 2, 2, 20, 30, 101}},
+    {ATTENTION, .n = {0, 2, 2, 4, 0, SIGHT_ANY}},
+    {ATTENTION, .n = {0, 2, 2, 4, 7, SIGHT_ANY}}, /* keys without queries */
+    {ATTENTION, .n = {5, 2, 1, 4, 0, SIGHT_ANY}}, /* queries without keys */
+    {ATTENTION, .n = {1, 1, 1, 3, 1, SIGHT_ALL}, .cancelled = 1},
+    {ATTENTION, .n = {13, 4, 2, 6, 13, SIGHT_CAUSAL}},
+    {ATTENTION, .n = {13, 6, 2, 5, 13, SIGHT_WINDOW}},
+    {ATTENTION, .n = {7, 2, 1, 8, 19, SIGHT_ANY, true}},
+    {ATTENTION, .n = {23, 2, 1, 5, 6, SIGHT_ANY}},
+    {ATTENTION, .n = {71, 4, 2, 16, 71, SIGHT_CAUSAL, true}},
+    {ATTENTION, .n = {139, 3, 1, 7, 139, SIGHT_WINDOW}},
+    {ATTENTION, .n = {113, 4, 2, 48, 113, SIGHT_CAUSAL}}, /* dq made with dk and dv: in place, in fp32 */
+    {ATTENTION, .n = {101, 2, 2, 20, 101, SIGHT_WINDOW, true}},
+    {ATTENTION, .n = {127, 3, 1, 13, 211, SIGHT_ANY, true}},
+    {ATTENTION, .n = {211, 4, 2, 16, 97, SIGHT_ANY, true}}, /* fused, in place in bf16 too */
+    {ATTENTION, .n = {109, 2, 2, 8, 307, SIGHT_ANY}},
+    {ATTENTION, .n = {99, 2, 2, 16, 101, SIGHT_ALL, true}},
+    {MERGE, .n = {0, 2, 3}},
+    {MERGE, .n = {1, 1, 1}},
+    {MERGE, .n = {7, 3, 5}},
+    {MERGE, .n = {131, 4, 37}},
     {ROUTE, .n = {0, 4, 2, true, true, false}},
     {ROUTE, .n = {5, 3, 3, false, true, false}},
     {ROUTE, .n = {9, 7, 2, true, true, false}},

@@ -86,7 +86,7 @@ enum { ROWS = 4096 };
 /* The arrays of one batch. What was not written stays -7. */
 typedef struct {
     Batch b;
-    int32_t token[ROWS], target[ROWS], position[ROWS], start[ROWS], sequence[ROWS];
+    int32_t token[ROWS], target[ROWS], position[ROWS], first[ROWS], last[ROWS], sequence[ROWS];
     int64_t real[ROWS];
 } Room;
 
@@ -94,13 +94,14 @@ static Room *room_new(void) {
     Room *r = malloc(sizeof *r);
     assert_non_null(r);
     for (int i = 0; i < ROWS; i++) {
-        r->token[i] = r->target[i] = r->position[i] = r->start[i] = r->sequence[i] = -7;
+        r->token[i] = r->target[i] = r->position[i] = r->first[i] = r->last[i] = r->sequence[i] = -7;
         r->real[i] = -7;
     }
     r->b = (Batch){.token = r->token,
                    .target = r->target,
                    .position = r->position,
-                   .start = r->start,
+                   .first = r->first,
+                   .last = r->last,
                    .sequence = r->sequence,
                    .real = r->real};
     return r;
@@ -862,7 +863,8 @@ static void four_documents_of_65_tokens_are_256_targets(void **state) {
         assert_int_equal(r->token[i], i);
         assert_int_equal(r->target[i], i % 65 == 64 ? -1 : i + 1);
         assert_int_equal(r->position[i], i % 65);
-        assert_int_equal(r->start[i], i / 65 * 65);
+        assert_int_equal(r->first[i], i / 65 * 65);
+        assert_int_equal(r->last[i], i + 1);
         assert_int_equal(r->sequence[i], 0);
     }
     free(r);
@@ -881,14 +883,16 @@ static void packing_is_as_drawn(void **state) {
     const int32_t token[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 0};
     const int32_t target[] = {1, 2, 3, 4, 5, 6, -1, 8, -1, 10, 11, 12, 13, -1, -1};
     const int32_t position[] = {0, 1, 2, 3, 4, 0, 1, 0, 1, 0, 0, 1, 2, 3, 0};
-    const int32_t start[] = {0, 0, 0, 0, 0, 5, 5, 7, 7, 9, 10, 10, 10, 10, 14};
+    const int32_t first[] = {0, 0, 0, 1, 2, 5, 5, 7, 7, 9, 10, 10, 10, 11, 14}; /* window 3 */
+    const int32_t last[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const int32_t sequence[] = {0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, -1};
     assert_int_equal(r->b.tokens, 15);
     assert_int_equal(r->b.sequences, 3);
     assert_rows("token", r->token, token, 15);
     assert_rows("target", r->target, target, 15);
     assert_rows("position", r->position, position, 15);
-    assert_rows("start", r->start, start, 15);
+    assert_rows("first", r->first, first, 15);
+    assert_rows("last", r->last, last, 15);
     assert_rows("sequence", r->sequence, sequence, 15);
     assert_int_equal(r->real[0], 5);
     assert_int_equal(r->real[1], 5);
@@ -988,7 +992,8 @@ static void a_batch_is_a_pure_function(void **state) {
     assert_rows("token", r->token, s->token, r->b.tokens);
     assert_rows("target", r->target, s->target, r->b.tokens);
     assert_rows("position", r->position, s->position, r->b.tokens);
-    assert_rows("start", r->start, s->start, r->b.tokens);
+    assert_rows("first", r->first, s->first, r->b.tokens);
+    assert_rows("last", r->last, s->last, r->b.tokens);
     assert_rows("sequence", r->sequence, s->sequence, r->b.tokens);
     assert_int_equal(r->b.trained, s->b.trained);
     assert_int_equal(r->b.pairs, s->b.pairs);
@@ -1039,9 +1044,10 @@ static void pairs_are_the_keys_that_queries_see(void **state) {
         batch_fill(&r->b, t, 6, 0, 1, 8, 70, window);
         int64_t pairs = 0;
         for (int64_t i = 0; i < r->b.tokens; i++) {
-            assert_int_equal(r->start[i] + r->position[i], i);
-            int64_t seen = r->position[i] + 1;
-            pairs += window > 0 && window < seen ? window : seen;
+            int64_t document = r->position[i] + 1, seen = window > 0 && window < document ? window : document;
+            assert_int_equal(r->last[i], i + 1);
+            assert_int_equal(r->first[i], i + 1 - seen);
+            pairs += seen;
         }
         assert_int_equal(r->b.pairs, pairs);
     }
@@ -1064,7 +1070,8 @@ static void evaluation_goes_through_the_data_once_and_then_pads(void **state) {
         assert_int_equal(r->token[i], 0);
         assert_int_equal(r->target[i], -1);
         assert_int_equal(r->sequence[i], -1);
-        assert_int_equal(r->start[i], i < 10 ? 5 : 10);
+        assert_int_equal(r->first[i], i < 10 ? 5 : 10);
+        assert_int_equal(r->last[i], i + 1);
     }
     free(r);
     tokens_close(t);
@@ -1080,7 +1087,8 @@ static void without_data_every_position_is_trained(void **state) {
         assert_int_equal(r->token[i], 0);
         assert_int_equal(r->target[i], 0);
         assert_int_equal(r->position[i], i % 10);
-        assert_int_equal(r->start[i], i / 10 * 10);
+        assert_int_equal(r->first[i], i - (i % 10 < 2 ? i % 10 : 2));
+        assert_int_equal(r->last[i], i + 1);
         assert_int_equal(r->sequence[i], i / 10);
     }
     for (int s = 0; s < 4; s++) assert_int_equal(r->real[s], 10);

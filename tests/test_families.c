@@ -144,7 +144,8 @@ static void give_sequence(const Reference *ref, int64_t from, Batch *b, int32_t 
         b->token[row] = (int32_t)ref->tokens[at];
         b->target[row] = target < 0 ? -1 : (int32_t)target;
         b->position[row] = (int32_t)position;
-        b->start[row] = start;
+        b->first[row] = window ? (int32_t)max64(start, row + 1 - window) : start;
+        b->last[row] = row + 1;
         b->sequence[row] = to;
         b->trained += target >= 0;
         b->pairs += window ? min64(position + 1, window) : position + 1;

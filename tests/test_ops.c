@@ -115,8 +115,7 @@ static void compare_slot(const Trial *got, const char *what, const Slot *slot, c
 
 static void compare(const Trial *got, const char *name, const Slot *slots, const Slot *expected) {
     for (int i = 0; i < MOST_SLOTS; i++) {
-        bool compared = !tensor_none(slots[i].tensor) && !(slots[i].flags & SCRATCH);
-        if (compared) compare_slot(got, where(got, name, i).text, &slots[i], &expected[i]);
+        if (!tensor_none(slots[i].tensor)) compare_slot(got, where(got, name, i).text, &slots[i], &expected[i]);
     }
 }
 
@@ -440,10 +439,22 @@ static void sequences_worked_by_hand(Bench *b) {
     /* equal keys: every visible value counts alike; the second document begins at row 2 */
     Tensor q = normal(b, FP32, DIM(4, 1, 2)), k = numbers(b, FP32, NUMBERS(0, 0, 0, 0, 0, 0, 0, 0), DIM(4, 1, 2));
     Tensor v = numbers(b, FP32, NUMBERS(1, 2, 3, 6, 5, 0, 9, 4), DIM(4, 1, 2)), out = normal(b, FP32, DIM(4, 1, 2));
-    Tensor start = integers(b, INT32, INTEGERS(0, 0, 2, 2), DIM(4)), lse = normal(b, FP32, DIM(1, 4));
-    attention(b->stream, out, lse, q, k, v, start, (AttentionShape){.scale = 1, .pairs = 6});
+    Tensor first = integers(b, INT32, INTEGERS(0, 0, 2, 2), DIM(4)),
+           last = integers(b, INT32, INTEGERS(1, 2, 3, 4), DIM(4));
+    Tensor lse = normal(b, FP32, DIM(1, 4));
+    attention(b->stream, out, lse, q, k, v, first, last, (AttentionShape){.scale = 1, .pairs = 6});
     assert_numbers(b, "attention", out, NUMBERS(1, 2, 2, 4, 5, 0, 7, 2));
     assert_numbers(b, "attention, lse", lse, NUMBERS(0, log(2), 0, log(2)));
+
+    /* one key with the weight 1, three with the weight 3, and a part that has seen nothing */
+    Tensor part = numbers(b, FP32, NUMBERS(5, 10, 6, 8, 9, 9, 9, 9), DIM(4, 1, 2));
+    Tensor part_lse = numbers(b, FP32, NUMBERS(log(3), log(2), -INFINITY, log(2)), DIM(1, 4));
+    attention_merge(b->stream, out, lse, part, part_lse);
+    assert_numbers(b, "attention_merge", out, NUMBERS(4, 8, 4, 6, 5, 0, 8, 5.5));
+    assert_numbers(b, "attention_merge, lse", lse, NUMBERS(log(4), log(4), 0, log(4)));
+    Tensor delta = normal(b, FP32, DIM(1, 4));
+    attention_delta(b->stream, delta, part, out);
+    assert_numbers(b, "attention_delta", delta, NUMBERS(100, 72, 45, 121.5));
 }
 
 static void losses_worked_by_hand(Bench *b) {
@@ -635,18 +646,21 @@ static void no_trained_tokens_give_no_gradient(void **state) {
     bench_close(&b);
 }
 
-/* A token sees its own document and window alone: what lies outside may be anything. */
+/* What lies outside a row's interval may be anything. */
 static void attention_ignores_what_a_token_may_not_see(void **state) {
     (void)state;
     Bench b = bench_open("cpu");
     enum { T = 41, DOCUMENT = 17, WINDOW = 5 };
     Tensor q = normal(&b, FP32, DIM(T, 2, 8)), k = normal(&b, FP32, DIM(T, 1, 8)), v = normal(&b, FP32, DIM(T, 1, 8));
-    Tensor start = memory_tensor(&b.memory, INT32, DIM(T));
+    Tensor first = memory_tensor(&b.memory, INT32, DIM(T)), last = memory_tensor(&b.memory, INT32, DIM(T));
     Tensor out = normal(&b, FP32, DIM(T, 2, 8)), again = normal(&b, FP32, DIM(T, 2, 8)),
            lse = normal(&b, FP32, DIM(2, T));
-    for (int64_t t = 0; t < T; t++) tensor_put(start, t, (double)(t < DOCUMENT ? 0 : DOCUMENT));
-    AttentionShape shape = {.scale = 0.5, .window = WINDOW};
-    attention(b.stream, out, lse, q, k, v, start, shape);
+    for (int64_t t = 0; t < T; t++) {
+        tensor_put(first, t, (double)max64(t < DOCUMENT ? 0 : DOCUMENT, t + 1 - WINDOW));
+        tensor_put(last, t, (double)(t + 1));
+    }
+    AttentionShape shape = {.scale = 0.5};
+    attention(b.stream, out, lse, q, k, v, first, last, shape);
     stream_finish(b.stream);
     for (int64_t t = 0; t < T; t++) {
         bool seen_by_29 = t > 29 - WINDOW && t <= 29;
@@ -655,10 +669,167 @@ static void attention_ignores_what_a_token_may_not_see(void **state) {
             tensor_put(v, t * 8 + i, 1e30);
         }
     }
-    attention(b.stream, again, lse, q, k, v, start, shape);
+    attention(b.stream, again, lse, q, k, v, first, last, shape);
     stream_finish(b.stream);
     assert_close("out of token 29", tensor_rows(again, 29, 1), tensor_rows(out, 29, 1), 1e-5, 0);
     bench_close(&b);
+}
+
+/* ---- Keys in blocks --------------------------------------------------------------------------- */
+
+enum { QUERIES = 131, KEYS = 173, HEADS = 4, KV_HEADS = 2, HEAD = 16 };
+static const AttentionShape block_shape = {.scale = 0.25};
+
+/* One attention: its inputs, and results in the sum type. */
+typedef struct {
+    Tensor q, k, v, dout, first, last;
+    Tensor out, lse, delta, dq, dk, dv;
+} Attended;
+
+static Attended attended_new(Bench *b, Type real) {
+    Type sum = type_sum(real);
+    Attended a = {.q = normal(b, real, DIM(QUERIES, HEADS, HEAD)),
+                  .k = normal(b, real, DIM(KEYS, KV_HEADS, HEAD)),
+                  .v = normal(b, real, DIM(KEYS, KV_HEADS, HEAD)),
+                  .dout = normal(b, real, DIM(QUERIES, HEADS, HEAD)),
+                  .first = memory_tensor(&b->memory, INT32, DIM(QUERIES)),
+                  .last = memory_tensor(&b->memory, INT32, DIM(QUERIES)),
+                  .out = normal(b, sum, DIM(QUERIES, HEADS, HEAD)),
+                  .lse = normal(b, sum, DIM(HEADS, QUERIES)),
+                  .delta = normal(b, sum, DIM(HEADS, QUERIES)),
+                  .dq = normal(b, sum, DIM(QUERIES, HEADS, HEAD)),
+                  .dk = normal(b, sum, DIM(KEYS, KV_HEADS, HEAD)),
+                  .dv = normal(b, sum, DIM(KEYS, KV_HEADS, HEAD))};
+    fill_integers(a.first, 1, 0, KEYS);
+    fill_integers(a.last, 2, 0, KEYS);
+    fill_sight(a.first, a.last, KEYS);
+    return a;
+}
+
+/* What of an interval lies in keys at .. at + count - 1, counted from there. */
+static void clip_sight(Tensor to, Tensor from, int64_t at, int64_t count) {
+    for (int64_t t = 0; t < QUERIES; t++)
+        tensor_put(to, t, (double)min64(max64((int64_t)tensor_get(from, t) - at, 0), count));
+}
+
+/* The same through blocks of keys, in this order. */
+static void attend_in_blocks(Bench *b, const Attended *whole, Attended *a, const int64_t *cut, const int *order,
+                             int blocks) {
+    Tensor part = normal(b, a->out.type, DIM(QUERIES, HEADS, HEAD)), lse = normal(b, a->lse.type, DIM(HEADS, QUERIES));
+    Tensor first = memory_tensor(&b->memory, INT32, DIM(QUERIES)),
+           last = memory_tensor(&b->memory, INT32, DIM(QUERIES));
+    Tensor wide = tensor_view(a->dq, DIM(QUERIES, HEADS * HEAD));
+    fill_value(a->lse, -INFINITY);
+    for (int i = 0; i < blocks; i++) {
+        int64_t at = cut[order[i]], count = cut[order[i] + 1] - at;
+        clip_sight(first, whole->first, at, count);
+        clip_sight(last, whole->last, at, count);
+        attention(b->stream, part, lse, whole->q, tensor_rows(whole->k, at, count), tensor_rows(whole->v, at, count),
+                  first, last, block_shape);
+        attention_merge(b->stream, a->out, a->lse, part, lse);
+    }
+    attention_delta(b->stream, a->delta, whole->dout, a->out);
+    zero(b->stream, a->dq);
+    for (int i = 0; i < blocks; i++) {
+        int64_t at = cut[order[i]], count = cut[order[i] + 1] - at;
+        clip_sight(first, whole->first, at, count);
+        clip_sight(last, whole->last, at, count);
+        attention_backward(b->stream, part, tensor_rows(a->dk, at, count), tensor_rows(a->dv, at, count), a->delta,
+                           whole->dout, a->lse, whole->q, tensor_rows(whole->k, at, count),
+                           tensor_rows(whole->v, at, count), first, last, block_shape);
+        copy_columns(b->stream, wide, 0, tensor_view(part, DIM(QUERIES, HEADS * HEAD)), 0, HEADS * HEAD, true);
+        stream_finish(b->stream);
+    }
+}
+
+static void blocks_equal_the_whole(Bench *b, Type real) {
+    static const int64_t cut[] = {0, 1, 50, 50, 120, KEYS};
+    static const int order[] = {3, 0, 4, 2, 1};
+    const double bound = real == FP64 ? 1e-14 : 1e-5;
+    Attended a = attended_new(b, real), whole = a, blocks = attended_new(b, real);
+    attention(b->stream, a.out, a.lse, a.q, a.k, a.v, a.first, a.last, block_shape);
+    attention_delta(b->stream, a.delta, a.dout, a.out);
+    attention_backward(b->stream, a.dq, a.dk, a.dv, a.delta, a.dout, a.lse, a.q, a.k, a.v, a.first, a.last,
+                       block_shape);
+    stream_finish(b->stream);
+    attend_in_blocks(b, &whole, &blocks, cut, order, COUNT(order));
+    assert_close("out of blocks", blocks.out, a.out, bound, 0);
+    assert_close("lse of blocks", blocks.lse, a.lse, bound, 1);
+    assert_close("delta of blocks", blocks.delta, a.delta, bound, 0);
+    assert_close("dq of blocks", blocks.dq, a.dq, bound, 0);
+    assert_close("dk of blocks", blocks.dk, a.dk, bound, 0);
+    assert_close("dv of blocks", blocks.dv, a.dv, bound, 0);
+}
+
+static void keys_in_blocks_give_what_they_give_in_one(void **state) {
+    (void)state;
+    static const char *const names[] = {"cpu:plain", "cpu", "cpu:avx512", "cpu:avx2", "cpu:portable"};
+    for (size_t i = 0; i < COUNT(names); i++) {
+        Device *there = test_device(names[i], 1);
+        if (there == NULL) continue;
+        device_close(there);
+        Bench b = bench_open(names[i]);
+        for (size_t k = 0; k < COUNT(real_types); k++) blocks_equal_the_whole(&b, real_types[k]);
+        bench_close(&b);
+    }
+}
+
+static void assert_all_zero(const char *what, Tensor t) {
+    for (int64_t i = 0; i < tensor_count(t); i++) {
+        if (tensor_get(t, i) != 0) fail_msg("%s: [%lld] is %g, not 0", what, (long long)i, tensor_get(t, i));
+    }
+}
+
+/* Their outputs and gradients are 0 to the bit, whatever stands next to them. */
+static void rows_that_see_nothing_and_keys_that_nobody_sees_are_zero(void **state) {
+    (void)state;
+    static const char *const names[] = {"cpu:plain", "cpu"};
+    for (size_t i = 0; i < COUNT(names); i++) {
+        Bench b = bench_open(names[i]);
+        for (size_t k = 0; k < COUNT(real_types); k++) {
+            Attended a = attended_new(&b, real_types[k]);
+            attention(b.stream, a.out, a.lse, a.q, a.k, a.v, a.first, a.last, block_shape);
+            attention_delta(b.stream, a.delta, a.dout, a.out);
+            attention_backward(b.stream, a.dq, a.dk, a.dv, a.delta, a.dout, a.lse, a.q, a.k, a.v, a.first, a.last,
+                               block_shape);
+            stream_finish(b.stream);
+            bool seen[KEYS] = {0};
+            int64_t blind = 0, unseen = 0;
+            for (int64_t t = 0; t < QUERIES; t++) {
+                int64_t first = (int64_t)tensor_get(a.first, t), last = (int64_t)tensor_get(a.last, t);
+                for (int64_t j = first; j < last; j++) seen[j] = true;
+                if (first < last) continue;
+                blind++;
+                assert_all_zero("out", tensor_rows(a.out, t, 1));
+                assert_all_zero("dq", tensor_rows(a.dq, t, 1));
+                for (int64_t h = 0; h < HEADS; h++) assert_true(tensor_get(a.lse, h * QUERIES + t) == -INFINITY);
+            }
+            for (int64_t j = 0; j < KEYS; j++) {
+                if (seen[j]) continue;
+                unseen++;
+                assert_all_zero("dk", tensor_rows(a.dk, j, 1));
+                assert_all_zero("dv", tensor_rows(a.dv, j, 1));
+            }
+            assert_true(blind > QUERIES / 16 && unseen > 2); /* or this shows nothing */
+        }
+        bench_close(&b);
+    }
+}
+
+static void a_row_that_is_not_a_number_stays_so_when_merged(void **state) {
+    (void)state;
+    static const char *const names[] = {"cpu:plain", "cpu"};
+    for (size_t i = 0; i < COUNT(names); i++) {
+        Bench b = bench_open(names[i]);
+        Tensor out = normal(&b, FP32, DIM(2, 1, 5)), part = normal(&b, FP32, DIM(2, 1, 5));
+        Tensor lse = numbers(&b, FP32, NUMBERS(NAN, 1), DIM(1, 2)),
+               part_lse = numbers(&b, FP32, NUMBERS(1, NAN), DIM(1, 2));
+        attention_merge(b.stream, out, lse, part, part_lse);
+        stream_finish(b.stream);
+        for (int64_t k = 0; k < 10; k++) assert_true(isnan(tensor_get(out, k)));
+        for (int64_t k = 0; k < 2; k++) assert_true(isnan(tensor_get(lse, k)));
+        bench_close(&b);
+    }
 }
 
 /* ---- (f) The 16+16 split ---------------------------------------------------------------------- */
@@ -756,11 +927,24 @@ static void doors_charge_what_the_formulas_say(void **state) {
 
     AttentionShape shape = {.scale = 1, .pairs = 21};
     Tensor q = normal(&b, FP32, DIM(M, 4, 8)), k = normal(&b, FP32, DIM(M, 2, 8)), v = normal(&b, FP32, DIM(M, 2, 8));
-    Tensor lse = normal(&b, FP32, DIM(4, M)), start = memory_tensor(&b.memory, INT32, DIM(M));
-    Tensor attended = normal(&b, FP32, DIM(M, 4, 8));
-    fill_value(start, 0);
-    attention(b.stream, attended, lse, q, k, v, start, shape);
-    assert_charged(charged(&b, OP_ATTENTION), 4 * 8 * 4 * 21, 4 * (M * (32 + 16 + 16 + 32) + 4 * M + M));
+    Tensor lse = normal(&b, FP32, DIM(4, M)), delta = normal(&b, FP32, DIM(4, M)),
+           attended = normal(&b, FP32, DIM(M, 4, 8));
+    Tensor first = integers(&b, INT32, INTEGERS(0, 0, 0, 0, 0, 0), DIM(M)),
+           last = integers(&b, INT32, INTEGERS(1, 2, 3, 4, 5, 6), DIM(M));
+    attention(b.stream, attended, lse, q, k, v, first, last, shape);
+    assert_charged(charged(&b, OP_ATTENTION), 4 * 8 * 4 * 21, 4 * (M * (32 + 16 + 16 + 32) + 4 * M + 2 * M));
+    attention_merge(b.stream, attended, lse, q, delta); /* out and lse are read and written */
+    assert_charged(charged(&b, OP_ATTENTION_MERGE), 3 * M * 32, 4 * 3 * (M * 32 + M * 4));
+    attention_delta(b.stream, delta, q, attended);
+    assert_charged(charged(&b, OP_ATTENTION_DELTA), 2 * M * 32, 4 * (2 * M * 32 + M * 4));
+    Tensor dq = normal(&b, FP32, DIM(M, 4, 8)), dk = normal(&b, FP32, DIM(M, 2, 8)),
+           dv = normal(&b, FP32, DIM(M, 2, 8));
+    attention_backward(b.stream, dq, dk, dv, delta, attended, lse, q, k, v, first, last, shape);
+    assert_charged(charged(&b, OP_ATTENTION_BACKWARD), 10 * 8 * 4 * 21, 4 * (3 * M * 32 + 4 * M * 16 + 8 * M + 2 * M));
+    copy_columns(b.stream, x, 4, out, 1, 3, false);
+    assert_charged(charged(&b, OP_COPY_COLUMNS), 0, 4 * 2 * M * 3);
+    copy_columns(b.stream, x, 4, out, 1, 3, true);
+    assert_charged(charged(&b, OP_COPY_COLUMNS), M * 3, 4 * 3 * M * 3);
     bench_close(&b);
 }
 
@@ -798,13 +982,41 @@ static void bf16_without_low_halves(void *context) {
     adamw(b->stream, normal(b, BF16, DIM(4)), NONE, m, m, m, adamw_settings);
 }
 
+static void columns_beyond_the_row(void *context) {
+    Bench *b = context;
+    copy_columns(b->stream, normal(b, FP32, DIM(2, 4)), 1, normal(b, FP32, DIM(2, 9)), 5, 4, false);
+}
+
+static void added_to_less_than_sums(void *context) {
+    Bench *b = context;
+    copy_columns(b->stream, normal(b, BF16, DIM(2, 4)), 0, normal(b, FP32, DIM(2, 4)), 0, 4, true);
+}
+
+static void falling_interval(void *context) {
+    Bench *b = context;
+    Tensor q = normal(b, FP32, DIM(2, 1, 4)), k = normal(b, FP32, DIM(3, 1, 4)), lse = normal(b, FP32, DIM(1, 2));
+    Tensor first = integers(b, INT32, INTEGERS(0, 0), DIM(2)), last = integers(b, INT32, INTEGERS(3, 2), DIM(2));
+    attention(b->stream, normal(b, FP32, DIM(2, 1, 4)), lse, q, k, k, first, last, (AttentionShape){.scale = 1});
+    stream_finish(b->stream);
+}
+
+static void merged_halves(void *context) {
+    Bench *b = context;
+    Tensor out = normal(b, BF16, DIM(2, 1, 4)), lse = normal(b, FP32, DIM(1, 2));
+    attention_merge(b->stream, out, lse, out, lse);
+}
+
 static void doors_refuse_wrong_shapes_and_types(void **state) {
     (void)state;
-    static void (*const wrong[])(void *) = {mismatched_product, mistyped_product, miscounted_experts,
-                                            bf16_without_low_halves};
-    Bench b = bench_open("cpu:plain");
-    for (size_t i = 0; i < COUNT(wrong); i++) assert_true(aborts(wrong[i], &b));
-    bench_close(&b);
+    static void (*const wrong[])(void *) = {mismatched_product,      mistyped_product,       miscounted_experts,
+                                            bf16_without_low_halves, columns_beyond_the_row, added_to_less_than_sums,
+                                            falling_interval,        merged_halves};
+    static const char *const names[] = {"cpu:plain", "cpu"};
+    for (size_t k = 0; k < COUNT(names); k++) {
+        Bench b = bench_open(names[k]);
+        for (size_t i = 0; i < COUNT(wrong); i++) assert_true(aborts(wrong[i], &b));
+        bench_close(&b);
+    }
 }
 
 /* ---- All -------------------------------------------------------------------------------------- */
@@ -829,6 +1041,9 @@ int main(void) {
         cmocka_unit_test(not_a_number_and_infinity_show_in_square_sums),
         cmocka_unit_test(no_trained_tokens_give_no_gradient),
         cmocka_unit_test(attention_ignores_what_a_token_may_not_see),
+        cmocka_unit_test(keys_in_blocks_give_what_they_give_in_one),
+        cmocka_unit_test(rows_that_see_nothing_and_keys_that_nobody_sees_are_zero),
+        cmocka_unit_test(a_row_that_is_not_a_number_stays_so_when_merged),
         cmocka_unit_test(a_bf16_weight_and_its_low_halves_step_like_the_fp32_master),
         cmocka_unit_test(empty_tensors_may_share_an_address),
         cmocka_unit_test(doors_charge_what_the_formulas_say),

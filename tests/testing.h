@@ -22,7 +22,7 @@ void fill_integers(Tensor t, uint64_t seed, int64_t least, int64_t most);
 void fill_value(Tensor t, double value);
 
 /* Differences above bound x max(|expected|, root mean square of expected, least) fail, and so does a NaN where none is
- * expected; integers must be equal. */
+ * expected; integers must be equal, and so must infinities. */
 void assert_close(const char *what, Tensor got, Tensor expected, double bound, double least);
 /* As assert_close, but a share of the elements, and always one, may differ by more. */
 void assert_mostly_close(const char *what, Tensor got, Tensor expected, double bound, double least, double share);

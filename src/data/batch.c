@@ -24,20 +24,16 @@ static int64_t document_of(const Tokens *t, int64_t i) {
     return low;
 }
 
-/* (query, key) pairs of a causal part of n positions of which each sees at most `window`, itself included. */
-static int64_t visible_pairs(int64_t n, int64_t window) {
-    if (window == 0 || window >= n) return n * (n + 1) / 2;
-    return window * (window + 1) / 2 + (n - window) * window;
-}
-
-/* Rows [row, row + n) become one part: positions from 0, seen by nobody else. */
+/* Rows [row, row + n) become one part: positions from 0, each seen by itself and by later ones of the part, within the
+ * window. */
 static void add_part(Batch *b, int64_t row, int64_t n, int64_t sequence, int64_t window) {
     for (int64_t i = 0; i < n; i++) {
         b->position[row + i] = (int32_t)i;
-        b->start[row + i] = (int32_t)row;
+        b->first[row + i] = (int32_t)(row + (window > 0 ? max64(0, i + 1 - window) : 0));
+        b->last[row + i] = (int32_t)(row + i + 1);
         b->sequence[row + i] = (int32_t)sequence;
+        b->pairs += b->last[row + i] - b->first[row + i];
     }
-    b->pairs += visible_pairs(n, window);
 }
 
 static void add_padding(Batch *b, int64_t row, int64_t n, int64_t window) {

@@ -75,7 +75,8 @@ typedef struct {
     int32_t *token;    /* input ids; 0 where padded */
     int32_t *target;   /* what position i should predict; -1: nothing */
     int32_t *position; /* within the document's part in this piece, from 0 */
-    int32_t *start;    /* first row of the same document's part in this buffer; padding: a document of its own */
+    int32_t *first;    /* rows first .. last - 1 of this buffer are what a row sees: its document's part up to itself, */
+    int32_t *last;     /* within `window` (0: none). Padding is a document of its own */
     int32_t *sequence; /* 0 .. sequences-1, -1 for padding */
     int64_t *real;     /* [sequences] positions that are not padding */
     int64_t trained;   /* targets >= 0 */

@@ -13,7 +13,7 @@ static Tensor norm_rows(const Spec *spec, Tensor t) {
 }
 
 static AttentionShape attention_shape(const Spec *spec, const MicroBatch *b) {
-    return (AttentionShape){.scale = 1.0 / sqrt((double)spec->head_dim), .window = spec->window, .pairs = b->pairs};
+    return (AttentionShape){.scale = 1.0 / sqrt((double)spec->head_dim), .pairs = b->pairs};
 }
 
 /* h = norm(x); q, k, v = h W. All into `home`. */
@@ -64,7 +64,7 @@ void attention_forward(const Model *m, const Weights *w, Saved *k, MicroBatch *b
     project(m, w, k, b, home);
     Mark mark = arena_mark(m->work);
     Tensor q = turned(m, b, k->q, w->at[Q_NORM], k->q_inverse), kk = turned(m, b, k->k, w->at[K_NORM], k->k_inverse);
-    attention(m->compute, k->attention, k->lse, q, kk, k->v, b->start, attention_shape(spec, b));
+    attention(m->compute, k->attention, k->lse, q, kk, k->v, b->first, b->last, attention_shape(spec, b));
     arena_reset(m->work, mark);
     project_out(m, w, k, b, home);
 }
@@ -110,7 +110,8 @@ void attention_backward_pass(const Model *m, const Weights *w, Weights *dw, Save
     Mark inner = arena_mark(m->work);
     Tensor delta = arena_tensor(m->work, m->sum, DIM(spec->heads, T));
     Tensor q = turned(m, b, k->q, w->at[Q_NORM], k->q_inverse), kk = turned(m, b, k->k, w->at[K_NORM], k->k_inverse);
-    attention_backward(s, dq, dk, dv, delta, dattention, k->attention, k->lse, q, kk, k->v, b->start,
+    attention_delta(s, delta, dattention, k->attention);
+    attention_backward(s, dq, dk, dv, delta, dattention, k->lse, q, kk, k->v, b->first, b->last,
                        attention_shape(spec, b));
     arena_reset(m->work, inner);
 

@@ -81,12 +81,13 @@ typedef struct {
 /* One micro-batch on the device, and what its layers kept for backward. */
 typedef struct {
     int64_t tokens, sequences, pairs;
-    Tensor token, target, position, start, sequence; /* int32 [tokens] */
-    Tensor rows;                                     /* fp64 [sequences]: MoE layers x real positions */
-    Tensor rope;                                     /* sum [tokens, head_dim] */
-    Tensor counts, mass;                             /* fp64 [sequences, experts] */
-    Tensor x;                                        /* the tensor between layers; in backward its gradient */
-    Tensor gradient;                                 /* [T, H]: where that gradient lives */
+    Tensor token, target, position, sequence; /* int32 [tokens] */
+    Tensor first, last;                       /* int32 [tokens]: the rows that each sees, see `attention` */
+    Tensor rows;                              /* fp64 [sequences]: MoE layers x real positions */
+    Tensor rope;                              /* sum [tokens, head_dim] */
+    Tensor counts, mass;                      /* fp64 [sequences, experts] */
+    Tensor x;                                 /* the tensor between layers; in backward its gradient */
+    Tensor gradient;                          /* [T, H]: where that gradient lives */
 } MicroBatch;
 
 /* What one layer and micro-batch keeps. Between forward and backward `x`, `attention` and `lse` always live; the others live

@@ -154,3 +154,19 @@ void copy(Stream *s, Tensor y, Tensor x) {
     AddArgs args = {.y = y, .a = x};
     op_run(s, OP_COPY, same_kind ? (int)y.type : (int)DEFINITION, 0, BYTES_OF(y, x), &args, sizeof args);
 }
+
+/* Bits of one type travel unchanged; otherwise it is fp32 and bf16. */
+static bool columns_travel(Type y, Type x, bool add) {
+    if (add) return type_real(x) && y == type_sum(x);
+    return y == x || (y == FP32 && x == BF16) || (y == BF16 && x == FP32);
+}
+
+void copy_columns(Stream *s, Tensor y, int64_t y_column, Tensor x, int64_t x_column, int64_t columns, bool add) {
+    MUST(y.dims == 2 && x.dims == 2 && y.dim[0] == x.dim[0] && columns_travel(y.type, x.type, add));
+    MUST(columns >= 0 && y_column >= 0 && y_column <= y.dim[1] - columns);
+    MUST(x_column >= 0 && x_column <= x.dim[1] - columns);
+    ColumnsArgs args = {.y = y, .x = x, .y_column = y_column, .x_column = x_column, .columns = columns, .add = add};
+    int64_t moved = y.dim[0] * columns, y_times = add ? 2 : 1; /* read and written */
+    int64_t bytes = moved * (y_times * (int64_t)type_bytes(y.type) + (int64_t)type_bytes(x.type));
+    op_run(s, OP_COPY_COLUMNS, y.type, add ? moved : 0, bytes, &args, sizeof args);
+}

@@ -15,11 +15,14 @@ static const char *const op_names[OP_COUNT] = {
     [OP_ADD] = "add",
     [OP_ZERO] = "zero",
     [OP_COPY] = "copy",
+    [OP_COPY_COLUMNS] = "copy_columns",
     [OP_EMBEDDING] = "embedding",
     [OP_EMBEDDING_BACKWARD] = "embedding_backward",
     [OP_ROPE_TABLE] = "rope_table",
     [OP_ROPE] = "rope",
     [OP_ATTENTION] = "attention",
+    [OP_ATTENTION_MERGE] = "attention_merge",
+    [OP_ATTENTION_DELTA] = "attention_delta",
     [OP_ATTENTION_BACKWARD] = "attention_backward",
     [OP_ROUTE] = "route",
     [OP_ROUTE_STATISTICS] = "route_statistics",
@@ -58,9 +61,11 @@ FITS(LinearArgs);
 FITS(SwigluArgs);
 FITS(NormArgs);
 FITS(AddArgs);
+FITS(ColumnsArgs);
 FITS(EmbeddingArgs);
 FITS(RopeArgs);
 FITS(AttentionArgs);
+FITS(AttentionRowsArgs);
 FITS(RouteArgs);
 FITS(RouteBackwardArgs);
 FITS(OrderArgs);

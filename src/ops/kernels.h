@@ -9,8 +9,9 @@
 /* clang-format off */
 typedef enum {
     OP_LINEAR, OP_LINEAR_DX, OP_LINEAR_DW, OP_EXPERTS_LINEAR, OP_EXPERTS_LINEAR_DX, OP_EXPERTS_LINEAR_DW,
-    OP_SWIGLU, OP_SWIGLU_BACKWARD, OP_RMS_NORM, OP_RMS_NORM_BACKWARD, OP_ADD, OP_ZERO, OP_COPY,
-    OP_EMBEDDING, OP_EMBEDDING_BACKWARD, OP_ROPE_TABLE, OP_ROPE, OP_ATTENTION, OP_ATTENTION_BACKWARD,
+    OP_SWIGLU, OP_SWIGLU_BACKWARD, OP_RMS_NORM, OP_RMS_NORM_BACKWARD, OP_ADD, OP_ZERO, OP_COPY, OP_COPY_COLUMNS,
+    OP_EMBEDDING, OP_EMBEDDING_BACKWARD, OP_ROPE_TABLE, OP_ROPE, OP_ATTENTION, OP_ATTENTION_MERGE, OP_ATTENTION_DELTA,
+    OP_ATTENTION_BACKWARD,
     OP_ROUTE, OP_ROUTE_STATISTICS, OP_BALANCE_LOSS, OP_ROUTE_BACKWARD, OP_ROUTE_ORDER, OP_REGROUP_ORDER,
     OP_GATHER_ROWS, OP_SUM_SLOTS, OP_CROSS_ENTROPY, OP_ADAMW, OP_SQUARE_SUM, OP_SUM_ROWS,
     OP_COUNT
@@ -22,9 +23,11 @@ typedef struct { Tensor out, left, right; const int64_t *rows; bool add; } Linea
 typedef struct { Tensor y, gate, up, weight, dgate, dup, dweight, dy; } SwigluArgs;
 typedef struct { Tensor y, inverse, x, w, dx, dw, dy; double epsilon; bool add; } NormArgs;
 typedef struct { Tensor y, a, b; } AddArgs; /* zero: y; copy: y, a; sum_rows: y, a; square_sum: y, a */
+typedef struct { Tensor y, x; int64_t y_column, x_column, columns; bool add; } ColumnsArgs;
 typedef struct { Tensor y, token, table; } EmbeddingArgs;          /* backward: table = dtable, y = dy */
 typedef struct { Tensor y, x, table, position; double theta; bool inverse; } RopeArgs;
-typedef struct { Tensor out, lse, q, k, v, start, dq, dk, dv, delta, dout; AttentionShape shape; } AttentionArgs;
+typedef struct { Tensor out, lse, q, k, v, first, last, dq, dk, dv, delta, dout; AttentionShape shape; } AttentionArgs;
+typedef struct { Tensor out, lse, part, part_lse, delta, dout; } AttentionRowsArgs; /* merge: the first four; delta: delta, dout, out */
 typedef struct { Tensor p, chosen, weight, lse, logits, sequence, counts, mass, z, rows, loss; bool normalise; Type round; } RouteArgs;
 typedef struct { Tensor dlogits, dweight, p, chosen, lse, counts, rows, sequence, real_positions; RouteLoss loss; } RouteBackwardArgs;
 typedef struct { Tensor order, place, counts, chosen; int64_t first, experts; } OrderArgs; /* regroup: order = index, place = back */

@@ -40,6 +40,9 @@ void rms_norm_backward(Stream *s, Tensor dx, Tensor dw, Tensor dy, Tensor x, Ten
 void add(Stream *s, Tensor y, Tensor a, Tensor b); /* y = a + b; y may be a or b; all of one type */
 void zero(Stream *s, Tensor t);
 void copy(Stream *s, Tensor y, Tensor x);          /* same count; converts between real types */
+/* y[r, y_column + i] = x[r, x_column + i], i < columns, for every row r of y [rows, *] and x [rows, *]. Of one type, any, or between bf16
+ * and fp32. With `add` it is added instead: y is then of the sum type of x. y and x share no memory. */
+void copy_columns(Stream *s, Tensor y, int64_t y_column, Tensor x, int64_t x_column, int64_t columns, bool add);
 
 /* ---- sequence.c: what looks across tokens ----------------------------------------------------- */
 
@@ -53,20 +56,39 @@ void embedding_backward(Stream *s, Tensor dtable, Tensor dy, Tensor token);
 void rope_table(Stream *s, Tensor table, Tensor position, double theta);
 void rope(Stream *s, Tensor y, Tensor x, Tensor table, bool inverse);
 
-/* Causal attention within documents, with grouped KV heads; scores are never materialised.
- * q, out [T, heads, d]; k, v [T, kv, d]; start int32 [T]: the first row of t's document (non-decreasing, start[t] <= t).
- * Row t sees j in [max(start[t], t - window + 1), t]; window 0: no window. Query head h reads KV head h / (heads / kv).
- * out = softmax(scale q k^T) v; lse [heads, T] (sum) = log sum exp of the scaled scores.
- * `pairs` is the number of visible (t, j), for the charge: 4 d pairs FLOPs a head forward, 10 d backward.
- * Backward writes dq, dk, dv (real); delta [heads, T] (sum) is scratch: sum_d dout * out. */
+/* Attention of Tq query rows to Tk key rows, with grouped KV heads; scores are never materialised.
+ * q, out [Tq, heads, d]; k, v [Tk, kv, d]. Query head h reads KV head h / (heads / kv).
+ * Who sees whom: query row t sees key rows first[t] <= j < last[t]; first, last int32 [Tq], both non-decreasing in t,
+ * 0 <= first[t] <= last[t] <= Tk. Causality, documents and a window are such intervals:
+ *
+ *     key row     0 1 2 3 4 5 6 7            first  last
+ *     query 0     x . . . . . . .              0     1       two documents (rows 0 .. 4, 5 .. 7), window 3
+ *     query 3     . x x x . . . .              1     4
+ *     query 6     . . . . . x x .              5     7
+ *
+ * The keys of a row may come in blocks (a ring), one call each and then merged; a block is any k, v with the first and last
+ * that say who sees what of it.
+ * out = softmax(scale q k^T) v; lse [heads, Tq] (sum) = log sum exp of the scaled scores. A row that sees nothing: out 0,
+ * lse -infinity. out is real, or of the sum type if it is to be merged.
+ * `pairs` is the number of visible (t, j), for the charge: 4 d pairs FLOPs a head forward, 10 d backward. */
 enum { MAX_HEAD_SIZE = 1024 }; /* d */
 typedef struct {
-    double scale;
-    int64_t window, pairs;
+    double scale; /* > 0 */
+    int64_t pairs;
 } AttentionShape;
-void attention(Stream *s, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor start, AttentionShape shape);
-void attention_backward(Stream *s, Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor out, Tensor lse,
-                        Tensor q, Tensor k, Tensor v, Tensor start, AttentionShape shape);
+void attention(Stream *s, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor first, Tensor last,
+               AttentionShape shape);
+/* out and lse, of some keys, become those of these and of the part's keys (log-sum-exp): out, part [T, heads, d]; lse, part_lse
+ * [heads, T]; all of one sum type. A side whose lse is -infinity has seen nothing, and its row is not read. */
+void attention_merge(Stream *s, Tensor out, Tensor lse, Tensor part, Tensor part_lse);
+/* delta[h,t] (sum) = sum_c dout[t,h,c] out[t,h,c], which backward needs: of the whole row, made once. dout and out [T, heads, d]
+ * are each real or of the sum type. */
+void attention_delta(Stream *s, Tensor delta, Tensor dout, Tensor out);
+/* Writes dq, dk, dv, all real or all of the sum type. lse and delta are those of the whole row, and of keys that come in blocks
+ * each call gives dk, dv of its block and what the block adds to dq. A key that nobody sees: dk = dv = 0; a row that sees nothing:
+ * dq = 0. */
+void attention_backward(Stream *s, Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor lse, Tensor q,
+                        Tensor k, Tensor v, Tensor first, Tensor last, AttentionShape shape);
 
 /* ---- routing.c: which expert, and who goes where ---------------------------------------------- */
 

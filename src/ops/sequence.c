@@ -4,6 +4,8 @@
 enum {
     ROPE_FLOPS = 3,       /* an element: two products and a sum */
     ROPE_TABLE_FLOPS = 2, /* an element: the angle, and its cosine or sine */
+    MERGE_FLOPS = 3,      /* an element: two products and a sum */
+    DELTA_FLOPS = 2,      /* an element: a product and a sum */
 };
 
 /* ---- Embedding -------------------------------------------------------------------------------- */
@@ -46,37 +48,63 @@ void rope(Stream *s, Tensor y, Tensor x, Tensor table, bool inverse) {
 
 /* ---- Attention -------------------------------------------------------------------------------- */
 
-static void check_attention(Tensor q, Tensor k, Tensor v, Tensor start, AttentionShape shape) {
-    MUST(type_real(q.type) && q.dims == 3 && k.dims == 3);
-    int64_t tokens = q.dim[0], heads = q.dim[1], kv = k.dim[1], d = q.dim[2];
-    MUST(tensor_is(k, q.type, DIM(tokens, kv, d)) && tensor_same(v, k));
-    MUST(kv > 0 && heads % kv == 0 && d > 0 && d <= MAX_HEAD_SIZE);
-    MUST(tensor_is(start, INT32, DIM(tokens)));
-    MUST(shape.window >= 0 && shape.pairs >= 0);
+/* Results may be kept as data are, or as sums are. */
+static bool real_or_sum(Type t, Type real) {
+    return t == real || t == type_sum(real);
 }
 
-void attention(Stream *s, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor start, AttentionShape shape) {
-    check_attention(q, k, v, start, shape);
-    int64_t tokens = q.dim[0], heads = q.dim[1], d = q.dim[2];
-    MUST(tensor_same(out, q) && tensor_is(lse, type_sum(q.type), DIM(heads, tokens)));
-    AttentionArgs args = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .start = start, .shape = shape};
-    op_run(s, OP_ATTENTION, q.type, 4 * d * heads * shape.pairs, BYTES_OF(out, lse, q, k, v, start), &args,
+static void check_attention(Tensor q, Tensor k, Tensor v, Tensor first, Tensor last, AttentionShape shape) {
+    MUST(type_real(q.type) && q.dims == 3 && k.dims == 3);
+    int64_t queries = q.dim[0], heads = q.dim[1], keys = k.dim[0], kv = k.dim[1], d = q.dim[2];
+    MUST(tensor_is(k, q.type, DIM(keys, kv, d)) && tensor_same(v, k));
+    MUST(kv > 0 && heads % kv == 0 && d > 0 && d <= MAX_HEAD_SIZE);
+    MUST(tensor_is(first, INT32, DIM(queries)) && tensor_same(last, first));
+    MUST(shape.scale > 0 && shape.pairs >= 0);
+}
+
+void attention(Stream *s, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, Tensor first, Tensor last,
+               AttentionShape shape) {
+    check_attention(q, k, v, first, last, shape);
+    int64_t queries = q.dim[0], heads = q.dim[1], d = q.dim[2];
+    MUST(real_or_sum(out.type, q.type) && tensor_is(out, out.type, DIM(queries, heads, d)));
+    MUST(tensor_is(lse, type_sum(q.type), DIM(heads, queries)));
+    AttentionArgs args = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .first = first, .last = last, .shape = shape};
+    op_run(s, OP_ATTENTION, q.type, 4 * d * heads * shape.pairs, BYTES_OF(out, lse, q, k, v, first, last), &args,
            sizeof args);
 }
 
-void attention_backward(Stream *s, Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor out, Tensor lse,
-                        Tensor q, Tensor k, Tensor v, Tensor start, AttentionShape shape) {
-    check_attention(q, k, v, start, shape);
-    int64_t tokens = q.dim[0], heads = q.dim[1], d = q.dim[2];
-    MUST(tensor_same(out, q) && tensor_same(dout, q) && tensor_same(dq, q));
-    MUST(tensor_same(dk, k) && tensor_same(dv, v));
-    MUST(tensor_is(lse, type_sum(q.type), DIM(heads, tokens)) && tensor_same(delta, lse));
-    AttentionArgs args = {.out = out,
-                          .lse = lse,
+void attention_merge(Stream *s, Tensor out, Tensor lse, Tensor part, Tensor part_lse) {
+    MUST(out.dims == 3 && type_real(out.type) && out.type == type_sum(out.type) && tensor_same(part, out));
+    MUST(out.dim[2] <= MAX_HEAD_SIZE && tensor_is(lse, out.type, DIM(out.dim[1], out.dim[0])));
+    MUST(tensor_same(part_lse, lse));
+    AttentionRowsArgs args = {.out = out, .lse = lse, .part = part, .part_lse = part_lse};
+    op_run(s, OP_ATTENTION_MERGE, out.type, MERGE_FLOPS * tensor_count(out),
+           BYTES_OF(out, out, lse, lse, part, part_lse), &args, sizeof args);
+}
+
+void attention_delta(Stream *s, Tensor delta, Tensor dout, Tensor out) {
+    MUST(dout.dims == 3 && type_real(dout.type) && type_real(out.type));
+    int64_t rows = dout.dim[0], heads = dout.dim[1], d = dout.dim[2];
+    MUST(type_sum(out.type) == type_sum(dout.type) && tensor_is(out, out.type, DIM(rows, heads, d)));
+    MUST(tensor_is(delta, type_sum(dout.type), DIM(heads, rows)));
+    AttentionRowsArgs args = {.out = out, .delta = delta, .dout = dout};
+    op_run(s, OP_ATTENTION_DELTA, dout.type, DELTA_FLOPS * tensor_count(dout), BYTES_OF(delta, dout, out), &args,
+           sizeof args);
+}
+
+void attention_backward(Stream *s, Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor lse, Tensor q,
+                        Tensor k, Tensor v, Tensor first, Tensor last, AttentionShape shape) {
+    check_attention(q, k, v, first, last, shape);
+    int64_t queries = q.dim[0], heads = q.dim[1], d = q.dim[2];
+    MUST(tensor_same(dout, q) && real_or_sum(dq.type, q.type) && tensor_is(dq, dq.type, DIM(queries, heads, d)));
+    MUST(tensor_is(dk, dq.type, DIM(k.dim[0], k.dim[1], d)) && tensor_same(dv, dk));
+    MUST(tensor_is(lse, type_sum(q.type), DIM(heads, queries)) && tensor_same(delta, lse));
+    AttentionArgs args = {.lse = lse,
                           .q = q,
                           .k = k,
                           .v = v,
-                          .start = start,
+                          .first = first,
+                          .last = last,
                           .dq = dq,
                           .dk = dk,
                           .dv = dv,
@@ -84,5 +112,5 @@ void attention_backward(Stream *s, Tensor dq, Tensor dk, Tensor dv, Tensor delta
                           .dout = dout,
                           .shape = shape};
     op_run(s, OP_ATTENTION_BACKWARD, q.type, 10 * d * heads * shape.pairs,
-           BYTES_OF(dq, dk, dv, delta, dout, out, lse, q, k, v, start), &args, sizeof args);
+           BYTES_OF(dq, dk, dv, delta, dout, lse, q, k, v, first, last), &args, sizeof args);
 }

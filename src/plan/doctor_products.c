@@ -52,21 +52,25 @@ static void prepare_large(Work *w) {
     prepare_linear(w, LARGE);
 }
 
-enum { OUT, Q, K, V, DQ, DK, DV, DOUT, LSE, DELTA, START };
+enum { OUT, Q, K, V, DQ, DK, DV, DOUT, LSE, DELTA, FIRST, LAST };
 
 static void prepare_attention(Work *w) {
     for (int i = OUT; i <= DOUT; i++) w->t[i] = random_tensor(w, w->real, DIM(TOKENS, HEADS, HEAD));
     for (int i = LSE; i <= DELTA; i++) w->t[i] = random_tensor(w, w->sum, DIM(HEADS, TOKENS));
-    w->t[START] = arena_tensor(w->arena, INT32, DIM(TOKENS));
-    for (int64_t i = 0; i < TOKENS; i++) tensor_put(w->t[START], i, (double)(i / DOCUMENT * DOCUMENT));
+    for (int i = FIRST; i <= LAST; i++) w->t[i] = arena_tensor(w->arena, INT32, DIM(TOKENS));
+    for (int64_t i = 0; i < TOKENS; i++) {
+        tensor_put(w->t[FIRST], i, (double)(i / DOCUMENT * DOCUMENT));
+        tensor_put(w->t[LAST], i, (double)(i + 1));
+    }
 }
 
 static void attention_once(void *context) {
     Work *w = context;
     Tensor *t = w->t;
     AttentionShape shape = {.scale = 0.125, .pairs = (int64_t)(TOKENS / DOCUMENT) * DOCUMENT * (DOCUMENT + 1) / 2};
-    attention(w->stream, t[OUT], t[LSE], t[Q], t[K], t[V], t[START], shape);
-    attention_backward(w->stream, t[DQ], t[DK], t[DV], t[DELTA], t[DOUT], t[OUT], t[LSE], t[Q], t[K], t[V], t[START],
+    attention(w->stream, t[OUT], t[LSE], t[Q], t[K], t[V], t[FIRST], t[LAST], shape);
+    attention_delta(w->stream, t[DELTA], t[DOUT], t[OUT]);
+    attention_backward(w->stream, t[DQ], t[DK], t[DV], t[DELTA], t[DOUT], t[LSE], t[Q], t[K], t[V], t[FIRST], t[LAST],
                        shape);
     event_wait(event_record(w->stream));
 }

@@ -17,7 +17,8 @@ void run_upload(Run *r) {
         write_ints(r, m->token, b->token);
         write_ints(r, m->target, b->target);
         write_ints(r, m->position, b->position);
-        write_ints(r, m->start, b->start);
+        write_ints(r, m->first, b->first);
+        write_ints(r, m->last, b->last);
         write_ints(r, m->sequence, b->sequence);
         m->pairs = b->pairs;
         counts[TRAINED] += (double)b->trained;

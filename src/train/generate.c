@@ -15,17 +15,23 @@ static MicroBatch context_batch(Run *r, const int32_t *ids, int64_t tokens) {
     MicroBatch b = {.tokens = tokens, .sequences = tokens > 0};
     b.token = tensor_rows(full->token, 0, tokens);
     b.position = tensor_rows(full->position, 0, tokens);
-    b.start = tensor_rows(full->start, 0, tokens);
+    b.first = tensor_rows(full->first, 0, tokens);
+    b.last = tensor_rows(full->last, 0, tokens);
     b.sequence = tensor_rows(full->sequence, 0, tokens);
     b.rows = tensor_rows(full->rows, 0, b.sequences);
     device_write(s, b.token, ids);
     for (int64_t i = 0; i < tokens; i++) host[i] = (int32_t)i;
     device_write(s, b.position, host);
-    memset(host, 0, (size_t)tokens * sizeof *host);
-    device_write(s, b.start, host);
-    device_write(s, b.sequence, host);
     int64_t window = r->spec->window ? r->spec->window : tokens;
-    for (int64_t i = 0; i < tokens; i++) b.pairs += min64(i + 1, window);
+    for (int64_t i = 0; i < tokens; i++) {
+        host[i] = (int32_t)max64(0, i + 1 - window);
+        b.pairs += i + 1 - host[i];
+    }
+    device_write(s, b.first, host);
+    for (int64_t i = 0; i < tokens; i++) host[i] = (int32_t)i + 1;
+    device_write(s, b.last, host);
+    memset(host, 0, (size_t)tokens * sizeof *host);
+    device_write(s, b.sequence, host);
     return b;
 }
 

@@ -64,12 +64,12 @@ static bool open_batches(Run *r, Error *e) {
     for (int64_t i = 0; i < r->micro_batches; i++) {
         int64_t n = run_sequences(c, r->comm.mesh.world, r->comm.mesh.rank, i), T = n * S;
         MicroBatch *m = &r->micro[i];
-        Tensor *ints[] = {&m->token, &m->target, &m->position, &m->start, &m->sequence};
+        Tensor *ints[] = {&m->token, &m->target, &m->position, &m->first, &m->last, &m->sequence};
         m->tokens = T;
         m->sequences = n;
         for (size_t j = 0; j < COUNT(ints); j++) *ints[j] = arena_tensor(a, INT32, DIM(T));
         m->rows = arena_tensor(a, FP64, DIM(n));
-        int32_t *host = calloc((size_t)max64(1, 5 * T), sizeof *host);
+        int32_t *host = calloc((size_t)max64(1, 6 * T), sizeof *host);
         int64_t *real = calloc((size_t)max64(1, n), sizeof *real);
         if (!host || !real) {
             free(host);
@@ -81,8 +81,9 @@ static bool open_batches(Run *r, Error *e) {
         r->batch[i] = (Batch){.token = host,
                               .target = host + T,
                               .position = host + 2 * T,
-                              .start = host + 3 * T,
-                              .sequence = host + 4 * T,
+                              .first = host + 3 * T,
+                              .last = host + 4 * T,
+                              .sequence = host + 5 * T,
                               .real = real};
         r->sequences += n;
     }

@@ -183,3 +183,22 @@ void plain_copy(Stream *s, const void *arguments) {
     }
     for (int64_t i = 0; i < tensor_count(a->y); i++) tensor_put(a->y, i, tensor_get(a->a, i));
 }
+
+/* y[r, y_column + i] = x[r, x_column + i], or that added */
+void plain_copy_columns(Stream *s, const void *arguments) {
+    (void)s;
+    const ColumnsArgs *a = arguments;
+    size_t size = type_bytes(a->y.type);
+    for (int64_t r = 0; r < a->y.dim[0]; r++) {
+        int64_t to = r * a->y.dim[1] + a->y_column, from = r * a->x.dim[1] + a->x_column;
+        if (a->y.type == a->x.type && !a->add) {
+            memcpy((char *)a->y.data + (size_t)to * size, (const char *)a->x.data + (size_t)from * size,
+                   (size_t)a->columns * size);
+            continue;
+        }
+        for (int64_t i = 0; i < a->columns; i++) {
+            double before = a->add ? tensor_get(a->y, to + i) : 0;
+            tensor_put(a->y, to + i, before + tensor_get(a->x, from + i));
+        }
+    }
+}

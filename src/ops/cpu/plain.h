@@ -32,11 +32,14 @@ static inline void tensor_add(Tensor t, int64_t i, double x) {
     ROW(OP_ADD, add)                                                                                                   \
     ROW(OP_ZERO, zero)                                                                                                 \
     ROW(OP_COPY, copy)                                                                                                 \
+    ROW(OP_COPY_COLUMNS, copy_columns)                                                                                 \
     ROW(OP_EMBEDDING, embedding)                                                                                       \
     ROW(OP_EMBEDDING_BACKWARD, embedding_backward)                                                                     \
     ROW(OP_ROPE_TABLE, rope_table)                                                                                     \
     ROW(OP_ROPE, rope)                                                                                                 \
     ROW(OP_ATTENTION, attention)                                                                                       \
+    ROW(OP_ATTENTION_MERGE, attention_merge)                                                                           \
+    ROW(OP_ATTENTION_DELTA, attention_delta)                                                                           \
     ROW(OP_ATTENTION_BACKWARD, attention_backward)                                                                     \
     ROW(OP_ROUTE, route)                                                                                               \
     ROW(OP_ROUTE_STATISTICS, route_statistics)                                                                         \

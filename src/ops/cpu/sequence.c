@@ -68,11 +68,16 @@ void plain_rope(Stream *s, const void *arguments) {
 
 /* ---- attention -------------------------------------------------------------------------------- */
 
-/* The first key that query t sees; the last is t itself. */
-static int64_t first_key(const AttentionArgs *a, int64_t t) {
-    int64_t start = index_at(a->start, t);
-    MUST(start >= 0 && start <= t);
-    return a->shape.window > 0 ? max64(start, t - a->shape.window + 1) : start;
+/* The key rows first .. last - 1 that query row t sees; neither end ever falls as t grows. */
+typedef struct {
+    int64_t first, last;
+} Seen;
+
+static Seen seen_by(const AttentionArgs *a, int64_t t) {
+    Seen seen = {index_at(a->first, t), index_at(a->last, t)};
+    MUST(seen.first >= 0 && seen.first <= seen.last && seen.last <= a->k.dim[0]);
+    if (t > 0) MUST(index_at(a->first, t - 1) <= seen.first && index_at(a->last, t - 1) <= seen.last);
+    return seen;
 }
 
 /* Where the vector of (token, head) begins in a tensor [T, heads, d]. */
@@ -105,22 +110,57 @@ static double score(const AttentionArgs *a, int64_t h, int64_t t, int64_t j) {
 }
 
 /* lse = log sum_j exp(score_j), out = sum_j exp(score_j - lse) v_j; in double the largest score is taken out
- * first */
+ * first. Of no keys: the sum of nothing, and its logarithm. */
 void plain_attention(Stream *s, const void *arguments) {
     (void)s;
     const AttentionArgs *a = arguments;
-    int64_t tokens = a->q.dim[0], heads = a->q.dim[1];
+    int64_t queries = a->q.dim[0], heads = a->q.dim[1];
     for (int64_t h = 0; h < heads; h++) {
-        for (int64_t t = 0; t < tokens; t++) {
-            int64_t first = first_key(a, t);
+        for (int64_t t = 0; t < queries; t++) {
+            Seen seen = seen_by(a, t);
             double most = -INFINITY, sum = 0, total[MAX_HEAD_SIZE] = {0};
-            for (int64_t j = first; j <= t; j++) most = fmax(most, score(a, h, t, j));
-            for (int64_t j = first; j <= t; j++) sum += exp(score(a, h, t, j) - most);
+            for (int64_t j = seen.first; j < seen.last; j++) most = fmax(most, score(a, h, t, j));
+            for (int64_t j = seen.first; j < seen.last; j++) sum += exp(score(a, h, t, j) - most);
             double lse = most + log(sum);
-            for (int64_t j = first; j <= t; j++)
+            for (int64_t j = seen.first; j < seen.last; j++)
                 add_vector(total, exp(score(a, h, t, j) - lse), a->v, vector_at(a->v, j, kv_of(a, h)));
             put_vector(a->out, vector_at(a->out, t, h), total);
-            tensor_put(a->lse, h * tokens + t, lse);
+            tensor_put(a->lse, h * queries + t, lse);
+        }
+    }
+}
+
+/* lse = log(exp(l) + exp(l')), out = exp(l - lse) out + exp(l' - lse) out'; l is the lse before, ' is the part's. A side
+ * that has seen nothing says nothing. */
+void plain_attention_merge(Stream *s, const void *arguments) {
+    (void)s;
+    const AttentionRowsArgs *a = arguments;
+    int64_t rows = a->out.dim[0], heads = a->out.dim[1];
+    for (int64_t h = 0; h < heads; h++) {
+        for (int64_t t = 0; t < rows; t++) {
+            double ours = tensor_get(a->lse, h * rows + t), theirs = tensor_get(a->part_lse, h * rows + t);
+            double most = fmax(ours, theirs), lse = most + log(exp(ours - most) + exp(theirs - most));
+            if (ours == -INFINITY) lse = theirs;
+            if (theirs == -INFINITY) lse = ours;
+            double total[MAX_HEAD_SIZE] = {0};
+            int64_t at = vector_at(a->out, t, h);
+            if (ours != -INFINITY) add_vector(total, exp(ours - lse), a->out, at);
+            if (theirs != -INFINITY) add_vector(total, exp(theirs - lse), a->part, at);
+            put_vector(a->out, at, total);
+            tensor_put(a->lse, h * rows + t, lse);
+        }
+    }
+}
+
+/* delta = dout out */
+void plain_attention_delta(Stream *s, const void *arguments) {
+    (void)s;
+    const AttentionRowsArgs *a = arguments;
+    int64_t rows = a->out.dim[0], heads = a->out.dim[1];
+    for (int64_t h = 0; h < heads; h++) {
+        for (int64_t t = 0; t < rows; t++) {
+            int64_t at = vector_at(a->out, t, h);
+            tensor_put(a->delta, h * rows + t, dot(a->dout, at, a->out, at));
         }
     }
 }
@@ -138,7 +178,8 @@ static double dscore(const AttentionArgs *a, int64_t h, int64_t t, int64_t j) {
 /* dq_t = scale sum_j dS_tj k_j */
 static void query_gradient(const AttentionArgs *a, int64_t h, int64_t t) {
     double dq[MAX_HEAD_SIZE] = {0};
-    for (int64_t j = first_key(a, t); j <= t; j++)
+    Seen seen = seen_by(a, t);
+    for (int64_t j = seen.first; j < seen.last; j++)
         add_vector(dq, a->shape.scale * dscore(a, h, t, j), a->k, vector_at(a->k, j, kv_of(a, h)));
     put_vector(a->dq, vector_at(a->dq, t, h), dq);
 }
@@ -146,11 +187,12 @@ static void query_gradient(const AttentionArgs *a, int64_t h, int64_t t) {
 /* dk_j = scale sum_t dS_tj q_t, dv_j = sum_t P_tj dout_t; over every query that sees j, in all heads that
  * read this KV head */
 static void key_gradient(const AttentionArgs *a, int64_t kv, int64_t j) {
-    int64_t tokens = a->q.dim[0], group = a->q.dim[1] / a->k.dim[1];
+    int64_t group = a->q.dim[1] / a->k.dim[1];
     double dk[MAX_HEAD_SIZE] = {0}, dv[MAX_HEAD_SIZE] = {0};
     for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
-        for (int64_t t = j; t < tokens; t++) {
-            if (first_key(a, t) > j) break; /* nor do later queries see j */
+        for (int64_t t = 0; t < a->q.dim[0]; t++) {
+            Seen seen = seen_by(a, t);
+            if (j < seen.first || j >= seen.last) continue;
             add_vector(dk, a->shape.scale * dscore(a, h, t, j), a->q, vector_at(a->q, t, h));
             add_vector(dv, probability(a, h, t, j), a->dout, vector_at(a->dout, t, h));
         }
@@ -162,17 +204,11 @@ static void key_gradient(const AttentionArgs *a, int64_t kv, int64_t j) {
 void plain_attention_backward(Stream *s, const void *arguments) {
     (void)s;
     const AttentionArgs *a = arguments;
-    int64_t tokens = a->q.dim[0], heads = a->q.dim[1], kv_heads = a->k.dim[1];
+    int64_t queries = a->q.dim[0], heads = a->q.dim[1], keys = a->k.dim[0], kv_heads = a->k.dim[1];
     for (int64_t h = 0; h < heads; h++) {
-        for (int64_t t = 0; t < tokens; t++) {
-            int64_t at = vector_at(a->out, t, h);
-            tensor_put(a->delta, h * tokens + t, dot(a->dout, at, a->out, at));
-        }
-    }
-    for (int64_t h = 0; h < heads; h++) {
-        for (int64_t t = 0; t < tokens; t++) query_gradient(a, h, t);
+        for (int64_t t = 0; t < queries; t++) query_gradient(a, h, t);
     }
     for (int64_t kv = 0; kv < kv_heads; kv++) {
-        for (int64_t j = 0; j < tokens; j++) key_gradient(a, kv, j);
+        for (int64_t j = 0; j < keys; j++) key_gradient(a, kv, j);
     }
 }

@@ -18,9 +18,9 @@
  * yet: each lane keeps the largest score so far and rescales what it has gathered when that grows (online
  * softmax).
  *
- * Which rows a lane sees is one interval either way: query t sees keys first_key(t) .. t, and since first_key
- * never falls, key j is seen by queries j .. last_query(j). Chunks that no lane sees are skipped; only rows that
- * some lane does not see are masked. A task is one held block, so results depend on no other task; the gradient
+ * Which rows a lane sees is one interval either way: query t sees keys first[t] .. last[t] - 1, and since neither
+ * end falls as t grows, the queries that see key j are an interval too. Chunks that no lane sees are skipped; only
+ * rows that some lane does not see are masked. A task is one held block, so results depend on no other task; the gradient
  * then meets every pair twice, which costs 7 products instead of 5. Where the threads can share the KV heads without
  * much waiting a task is a whole KV head instead: its key blocks in order also make dq, with 5 products. Either way
  * each element of S, dP and dq is the same sum in the same order: how the work is cut changes no bit. */
@@ -144,47 +144,65 @@ typedef int64_t Index;
 #endif
 typedef Index Indices __attribute__((vector_size(VECTOR_BYTES)));
 
-/* The passing rows that the lanes of one strip see: lane i sees first[i] .. last[i]. */
+/* The passing rows that the lanes of one strip see: lane i sees first[i] .. last[i] - 1. */
 typedef struct {
     Indices first[VECTORS], last[VECTORS];
-    int64_t begin, end;         /* some lane sees begin .. end - 1 */
+    int64_t begin, end;         /* no lane sees any but begin .. end - 1 (none: begin >= end) */
     int64_t all_begin, all_end; /* every lane sees all_begin .. all_end - 1 */
 } Sight;
 
-static int64_t first_key(const AttentionArgs *a, int64_t t) {
-    int64_t start = ((const int32_t *)a->start.data)[t];
-    MUST(start >= 0 && start <= t);
-    return a->shape.window > 0 ? max64(start, t - a->shape.window + 1) : start;
+/* Rows first .. last - 1. */
+typedef struct {
+    int64_t first, last;
+} Interval;
+
+static Interval keys_of(const AttentionArgs *a, int64_t query) {
+    return (Interval){((const int32_t *)a->first.data)[query], ((const int32_t *)a->last.data)[query]};
 }
 
-/* The last query that sees key j: by bisection, for first_key never falls. */
-static int64_t last_query(const AttentionArgs *a, int64_t j) {
-    int64_t sees = j, blind = a->start.dim[0];
-    while (blind - sees > 1) {
-        int64_t middle = sees + (blind - sees) / 2;
-        if (first_key(a, middle) <= j)
-            sees = middle;
+/* The first query whose bound is above j, by bisection. */
+static int64_t first_above(Tensor bound, int64_t j) {
+    const int32_t *bounds = bound.data;
+    int64_t low = 0, high = bound.dim[0];
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (bounds[middle] > j)
+            high = middle;
         else
-            blind = middle;
+            low = middle + 1;
     }
-    return sees;
+    return low;
+}
+
+static Interval queries_of(const AttentionArgs *a, int64_t key) {
+    return (Interval){first_above(a->last, key), first_above(a->first, key)};
+}
+
+/* What all of this rests on. */
+static void check_intervals(const AttentionArgs *a) {
+    Interval before = {0, 0};
+    for (int64_t t = 0; t < a->q.dim[0]; t++) {
+        Interval keys = keys_of(a, t);
+        MUST(before.first <= keys.first && before.last <= keys.last);
+        MUST(keys.first <= keys.last && keys.last <= a->k.dim[0]);
+        before = keys;
+    }
 }
 
 /* Lane i is query, or key, at + i; lanes from `lanes` on see nothing. */
 static Sight sight_of(const AttentionArgs *a, bool of_queries, int64_t at, int64_t lanes) {
-    Sight see = {.begin = INT32_MAX, .all_end = lanes < STRIP ? 0 : INT32_MAX};
+    Sight see = {.begin = INT32_MAX, .all_end = INT32_MAX};
     for (int i = 0; i < STRIP; i++) {
-        int64_t first = 1, last = 0;
-        if (i < lanes) {
-            first = of_queries ? first_key(a, at + i) : at + i;
-            last = of_queries ? at + i : last_query(a, at + i);
-            see.begin = min64(see.begin, first);
-            see.end = max64(see.end, last + 1);
-            see.all_begin = max64(see.all_begin, first);
-            see.all_end = min64(see.all_end, last + 1);
+        Interval rows = {0};
+        if (i < lanes) rows = of_queries ? keys_of(a, at + i) : queries_of(a, at + i);
+        if (rows.first < rows.last) {
+            see.begin = min64(see.begin, rows.first);
+            see.end = max64(see.end, rows.last);
         }
-        see.first[i / LANES][i % LANES] = (Index)first;
-        see.last[i / LANES][i % LANES] = (Index)last;
+        see.all_begin = max64(see.all_begin, rows.first);
+        see.all_end = min64(see.all_end, rows.last);
+        see.first[i / LANES][i % LANES] = (Index)rows.first;
+        see.last[i / LANES][i % LANES] = (Index)rows.last;
     }
     return see;
 }
@@ -192,17 +210,19 @@ static Sight sight_of(const AttentionArgs *a, bool of_queries, int64_t at, int64
 /* Held rows at .. at + count - 1 of one head, and which passing rows they see. */
 typedef struct {
     int64_t at, count, strips;
-    int64_t begin, end; /* passing rows that some lane of some strip sees */
+    int64_t begin, end; /* as a strip's, of all */
     Sight see[STRIPS];
 } Block;
 
 static Block block_of(const AttentionArgs *a, bool of_queries, int64_t block) {
-    Block b = {.at = block * BLOCK, .count = min64(BLOCK, a->q.dim[0] - block * BLOCK)};
+    int64_t rows = of_queries ? a->q.dim[0] : a->k.dim[0];
+    Block b = {.at = block * BLOCK, .count = min64(BLOCK, rows - block * BLOCK), .begin = INT32_MAX};
     b.strips = ceil_div(b.count, STRIP);
-    for (int64_t i = 0; i < b.strips; i++)
+    for (int64_t i = 0; i < b.strips; i++) {
         b.see[i] = sight_of(a, of_queries, b.at + i * STRIP, min64(STRIP, b.count - i * STRIP));
-    b.begin = b.see[0].begin;
-    b.end = b.see[b.strips - 1].end;
+        b.begin = min64(b.begin, b.see[i].begin);
+        b.end = max64(b.end, b.see[i].end);
+    }
     return b;
 }
 
@@ -212,7 +232,7 @@ static void mask_unseen(REAL *s, const Sight *see, int64_t row, int64_t rows) {
     for (int64_t r = row; r < row + rows; r++, s += STRIP) {
         if (r >= see->all_begin && r < see->all_end) continue;
         for (int v = 0; v < VECTORS; v++) {
-            Indices seen = (see->first[v] <= (Index)r) & (see->last[v] >= (Index)r);
+            Indices seen = (see->first[v] <= (Index)r) & (see->last[v] > (Index)r);
             vector_store(s + v * LANES, (Vector)(((Indices)vector_load(s + v * LANES) & seen) | (hidden & ~seen)));
         }
     }
@@ -221,7 +241,7 @@ static void mask_unseen(REAL *s, const Sight *see, int64_t row, int64_t rows) {
 /* ---- Blocks ----------------------------------------------------------------------------------- */
 
 /* A worker's scratch, cut up: two held blocks and two sums [STRIPS][d][STRIP], two sets of scores, passing rows as
- * REALs; of a fused task the held keys as rows and, unless it is summed in place, dq [heads of the group][tokens]. */
+ * REALs; of a fused task the held keys as rows and, unless it is summed in place, dq [heads of the group][Tq]. */
 typedef struct {
     REAL *held[2], *sum[2], *s, *ds, *passing[2], *keys, *dq;
 } Scratch;
@@ -229,7 +249,7 @@ typedef struct {
 typedef struct {
     const AttentionArgs *a;
     Pool *pool;
-    int64_t blocks; /* of one head */
+    int64_t query_blocks, key_blocks; /* of one head */
     bool fused;
 } Job;
 
@@ -241,6 +261,15 @@ static int64_t whole_vectors(const AttentionArgs *a) {
 /* Sums of dq are made in its own memory, if that can hold them. */
 static bool in_place(const AttentionArgs *a) {
     return a->dq.type == REAL_TYPE && a->dq.dim[2] % LANES == 0;
+}
+
+static Job job_of(const AttentionArgs *a, Stream *s) {
+    Job job = {.a = a, .pool = stream_pool(s)};
+    MUST(job.pool != NULL);
+    check_intervals(a);
+    job.query_blocks = ceil_div(a->q.dim[0], BLOCK);
+    job.key_blocks = ceil_div(a->k.dim[0], BLOCK);
+    return job;
 }
 
 /* REALs that a fused task needs for dq. */
@@ -362,14 +391,17 @@ static void soften(Softmax *m, Vector *factor, REAL *s, int64_t rows, REAL scale
     }
 }
 
-/* out = sum / total, lse = log(total) + scale largest */
-static void finish(const AttentionArgs *a, REAL *sum, Softmax *m, int64_t head, int64_t at, int64_t lanes) {
-    int64_t tokens = a->q.dim[0], d = a->q.dim[2];
-    REAL *lse = (REAL *)a->lse.data + head * tokens + at, total[STRIP], largest[STRIP];
+/* out = sum / total, lse = log(total) + scale largest. A lane that sees nothing has total 0 and largest -infinity: its
+ * sum is 0 already. */
+static void finish(const AttentionArgs *a, REAL *sum, const Softmax *m, const Sight *see, int64_t head, int64_t at,
+                   int64_t lanes) {
+    int64_t queries = a->q.dim[0], d = a->q.dim[2];
+    REAL *lse = (REAL *)a->lse.data + head * queries + at, total[STRIP], largest[STRIP];
     for (int v = 0; v < VECTORS; v++) {
         vector_store(total + v * LANES, m->total[v]);
         vector_store(largest + v * LANES, m->largest[v]);
-        Vector inverse = 1 / m->total[v];
+        Indices sees = see->first[v] < see->last[v];
+        Vector inverse = (Vector)((Indices)(1 / m->total[v]) & sees);
         for (int64_t c = 0; c < d; c++) {
             REAL *x = sum + c * STRIP + v * LANES;
             vector_store(x, vector_load(x) * inverse);
@@ -378,12 +410,13 @@ static void finish(const AttentionArgs *a, REAL *sum, Softmax *m, int64_t head, 
     for (int64_t i = 0; i < lanes; i++) lse[i] = (REAL)(log((double)total[i]) + a->shape.scale * (double)largest[i]);
 }
 
-/* Task: one block of queries of one head; the last blocks, which see most, first. */
+/* Task: one block of queries of one head; the last blocks, which see most when causal, first. */
 static void attend(void *context, int64_t index, int worker) {
     const Job *job = context;
     const AttentionArgs *a = job->a;
-    int64_t d = a->q.dim[2], head = index / job->blocks, kv = head / (a->q.dim[1] / a->k.dim[1]), strip = d * STRIP;
-    Block b = block_of(a, true, job->blocks - 1 - index % job->blocks);
+    int64_t d = a->q.dim[2], blocks = job->query_blocks, strip = d * STRIP;
+    int64_t head = index / blocks, kv = head / (a->q.dim[1] / a->k.dim[1]);
+    Block b = block_of(a, true, blocks - 1 - index % blocks);
     Scratch w = scratch_of(job, worker);
     Softmax softmax[STRIPS];
     hold(w.held[0], a->q, head, b.at, b.count, w.passing[0]);
@@ -406,47 +439,100 @@ static void attend(void *context, int64_t index, int worker) {
         }
     }
     for (int64_t i = 0; i < b.strips; i++)
-        finish(a, w.sum[0] + i * strip, &softmax[i], head, b.at + i * STRIP, min64(STRIP, b.count - i * STRIP));
+        finish(a, w.sum[0] + i * strip, &softmax[i], &b.see[i], head, b.at + i * STRIP,
+               min64(STRIP, b.count - i * STRIP));
     bring_home(a->out, head, b.at, b.count, w.sum[0], w.passing[0]);
 }
 
 void KERNEL(attention)(Stream *s, const void *args) {
     const AttentionArgs *a = args;
-    Job job = {.a = a, .pool = stream_pool(s), .blocks = ceil_div(a->q.dim[0], BLOCK)};
-    MUST(job.pool != NULL);
-    pool_run(job.pool, a->q.dim[1] * job.blocks, attend, &job);
+    Job job = job_of(a, s);
+    pool_run(job.pool, a->q.dim[1] * job.query_blocks, attend, &job);
 }
 
-/* ---- Backward --------------------------------------------------------------------------------- */
+/* ---- Merging ---------------------------------------------------------------------------------- */
 
-/* delta = sum_c dout out. Task: CHUNK tokens, all heads. */
-static void find_delta(void *context, int64_t index, int worker) {
+/* With h the higher lse of the two, l the lower and r = exp(l - h): lse = h + log(1 + r), and the outputs weigh
+ * 1 / (1 + r) and r / (1 + r). */
+static void merge_row(REAL *lse, REAL part_lse, REAL *out, const REAL *part, int64_t d) {
+    const REAL nothing = -(REAL)INFINITY;
+    if (part_lse == nothing) {
+        if (*lse == nothing) memset(out, 0, (size_t)d * sizeof *out);
+        return;
+    }
+    if (*lse == nothing) {
+        memcpy(out, part, (size_t)d * sizeof *out);
+        *lse = part_lse;
+        return;
+    }
+    bool ours = *lse > part_lse;
+    double high = ours ? *lse : part_lse, low = ours ? part_lse : *lse, ratio = exp(low - high);
+    REAL more = (REAL)(1 / (1 + ratio)), less = (REAL)(ratio / (1 + ratio));
+    REAL weight = ours ? more : less, part_weight = ours ? less : more;
+    int64_t c = 0;
+    for (; c + LANES <= d; c += LANES)
+        vector_store(out + c, weight * vector_load(out + c) + part_weight * vector_load(part + c));
+    for (; c < d; c++) out[c] = weight * out[c] + part_weight * part[c];
+    *lse = (REAL)(high + log1p(ratio));
+}
+
+/* Task: CHUNK rows, all heads. */
+static void merge_rows(void *context, int64_t index, int worker) {
     (void)worker;
-    const AttentionArgs *a = context;
-    const Tensor out = a->out, dout = a->dout;
-    int64_t tokens = out.dim[0], heads = out.dim[1], d = out.dim[2];
-    for (int64_t t = index * CHUNK; t < min64((index + 1) * CHUNK, tokens); t++) {
+    const AttentionRowsArgs *a = context;
+    int64_t rows = a->out.dim[0], heads = a->out.dim[1], d = a->out.dim[2];
+    REAL *lse = a->lse.data, *out = a->out.data;
+    const REAL *part_lse = a->part_lse.data, *part = a->part.data;
+    for (int64_t t = index * CHUNK; t < min64((index + 1) * CHUNK, rows); t++) {
         for (int64_t h = 0; h < heads; h++) {
-            int64_t row = (t * heads + h) * d;
-            Vector sum = {0};
-            for (int64_t c = 0; c < d; c += LANES)
-                sum += vector_get(dout, row + c, d - c) * vector_get(out, row + c, d - c);
-            value_put(a->delta, h * tokens + t, vector_sum(sum));
+            int64_t at = (t * heads + h) * d;
+            merge_row(&lse[h * rows + t], part_lse[h * rows + t], out + at, part + at, d);
         }
     }
 }
 
-/* s: scores to P; ds: dP to dS. lse and delta are those of the queries: each row's or each lane's. */
+void KERNEL(attention_merge)(Stream *s, const void *args) {
+    const AttentionRowsArgs *a = args;
+    parallel(stream_pool(s), ceil_div(a->out.dim[0], CHUNK), merge_rows, (void *)args);
+}
+
+/* ---- Backward --------------------------------------------------------------------------------- */
+
+/* delta = sum_c dout out. Task: CHUNK rows, all heads. */
+static void find_delta(void *context, int64_t index, int worker) {
+    (void)worker;
+    const AttentionRowsArgs *a = context;
+    const Tensor out = a->out, dout = a->dout;
+    int64_t rows = out.dim[0], heads = out.dim[1], d = out.dim[2];
+    for (int64_t t = index * CHUNK; t < min64((index + 1) * CHUNK, rows); t++) {
+        for (int64_t h = 0; h < heads; h++) {
+            int64_t at = (t * heads + h) * d;
+            Vector sum = {0};
+            for (int64_t c = 0; c < d; c += LANES)
+                sum += vector_get(dout, at + c, d - c) * vector_get(out, at + c, d - c);
+            value_put(a->delta, h * rows + t, vector_sum(sum));
+        }
+    }
+}
+
+void KERNEL(attention_delta)(Stream *s, const void *args) {
+    const AttentionRowsArgs *a = args;
+    parallel(stream_pool(s), ceil_div(a->out.dim[0], CHUNK), find_delta, (void *)args);
+}
+
+/* s: scores to P; ds: dP to dS. lse and delta are those of the queries: each row's or each lane's. A query that sees
+ * nothing has lse -infinity and scores -infinity: its P must be 0, not NaN. */
 INLINE void differ(REAL *s, REAL *ds, int64_t rows, REAL scale, const REAL *lse, const REAL *delta,
                    const bool by_lane) {
     Vector lane_lse[VECTORS], lane_delta[VECTORS];
     for (int v = 0; v < VECTORS && by_lane; v++) {
-        lane_lse[v] = vector_load(lse + v * LANES);
+        lane_lse[v] = zero_where_infinite(vector_load(lse + v * LANES));
         lane_delta[v] = vector_load(delta + v * LANES);
     }
     for (int64_t r = 0; r < rows; r++, s += STRIP, ds += STRIP) {
         UNROLLED for (int v = 0; v < VECTORS; v++) {
-            Vector l = by_lane ? lane_lse[v] : vector_all(lse[r]), m = by_lane ? lane_delta[v] : vector_all(delta[r]);
+            Vector l = by_lane ? lane_lse[v] : zero_where_infinite(vector_all(lse[r]));
+            Vector m = by_lane ? lane_delta[v] : vector_all(delta[r]);
             Vector p = vector_exp(scale * vector_load(s + v * LANES) - l);
             vector_store(s + v * LANES, p);
             vector_store(ds + v * LANES, scale * p * (vector_load(ds + v * LANES) - m));
@@ -472,9 +558,9 @@ typedef struct {
 } Sums;
 
 static Sums dq_sums(const AttentionArgs *a, const Scratch *w, int64_t head) {
-    int64_t tokens = a->q.dim[0], heads = a->q.dim[1], d = a->q.dim[2], group = heads / a->k.dim[1];
+    int64_t queries = a->q.dim[0], heads = a->q.dim[1], d = a->q.dim[2], group = heads / a->k.dim[1];
     if (in_place(a)) return (Sums){(REAL *)a->dq.data + head * d, heads * d};
-    return (Sums){w->dq + head % group * tokens * whole_vectors(a), whole_vectors(a)};
+    return (Sums){w->dq + head % group * queries * whole_vectors(a), whole_vectors(a)};
 }
 
 /* dk and dv of one block of keys of one KV head, from all queries of all its heads; when fused also what the keys add
@@ -548,17 +634,17 @@ static void find_dq(const Job *job, int64_t head, int64_t block, int worker) {
 static void differentiate_head(void *context, int64_t kv, int worker) {
     const Job *job = context;
     const AttentionArgs *a = job->a;
-    int64_t tokens = a->q.dim[0], heads = a->q.dim[1], d = a->q.dim[2], group = heads / a->k.dim[1];
+    int64_t queries = a->q.dim[0], heads = a->q.dim[1], d = a->q.dim[2], group = heads / a->k.dim[1];
     const size_t row = (size_t)whole_vectors(a) * sizeof(REAL);
     Scratch w = scratch_of(job, worker);
     for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
         Sums dq = dq_sums(a, &w, head);
-        for (int64_t t = 0; t < tokens; t++) memset(dq.at + t * dq.stride, 0, row);
+        for (int64_t t = 0; t < queries; t++) memset(dq.at + t * dq.stride, 0, row);
     }
-    for (int64_t block = 0; block < job->blocks; block++) find_dkv(job, kv, block, worker);
+    for (int64_t block = 0; block < job->key_blocks; block++) find_dkv(job, kv, block, worker);
     for (int64_t head = kv * group; head < (kv + 1) * group && !in_place(a); head++) {
         Sums dq = dq_sums(a, &w, head);
-        for (int64_t t = 0; t < tokens; t++) {
+        for (int64_t t = 0; t < queries; t++) {
             for (int64_t c = 0; c < d; c += LANES)
                 vector_put(a->dq, (t * heads + head) * d + c, d - c, vector_load(dq.at + t * dq.stride + c));
         }
@@ -572,27 +658,25 @@ static bool is_fused(const Job *job) {
     return fits && 5 * threads * ceil_div(heads, threads) < 7 * heads;
 }
 
-/* Task: one block. Of either kind, those that see most first. */
+/* Task: one block. Of either kind, those that see most when causal first. */
 static void differentiate(void *context, int64_t index, int worker) {
     const Job *job = context;
-    int64_t kv_tasks = job->a->k.dim[1] * job->blocks;
+    int64_t kv_tasks = job->a->k.dim[1] * job->key_blocks;
     if (index < kv_tasks) {
-        find_dkv(job, index / job->blocks, index % job->blocks, worker);
+        find_dkv(job, index / job->key_blocks, index % job->key_blocks, worker);
         return;
     }
     index -= kv_tasks;
-    find_dq(job, index / job->blocks, job->blocks - 1 - index % job->blocks, worker);
+    find_dq(job, index / job->query_blocks, job->query_blocks - 1 - index % job->query_blocks, worker);
 }
 
 void KERNEL(attention_backward)(Stream *s, const void *args) {
     const AttentionArgs *a = args;
-    Job job = {.a = a, .pool = stream_pool(s), .blocks = ceil_div(a->q.dim[0], BLOCK)};
-    MUST(job.pool != NULL);
-    pool_run(job.pool, ceil_div(a->q.dim[0], CHUNK), find_delta, (void *)args);
+    Job job = job_of(a, s);
     job.fused = is_fused(&job);
     if (job.fused) {
         pool_run(job.pool, a->k.dim[1], differentiate_head, &job);
     } else {
-        pool_run(job.pool, (a->q.dim[1] + a->k.dim[1]) * job.blocks, differentiate, &job);
+        pool_run(job.pool, a->q.dim[1] * job.query_blocks + a->k.dim[1] * job.key_blocks, differentiate, &job);
     }
 }

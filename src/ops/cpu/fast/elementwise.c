@@ -67,11 +67,47 @@ void KERNEL(copy)(Stream *s, const void *args) {
     parallel(stream_pool(s), ceil_div(tensor_count(a->y), PIECE), copy_piece, (void *)args);
 }
 
-/* ---- swiglu ----------------------------------------------------------------------------------- */
+/* ---- Rows: copy_columns ----------------------------------------------------------------------- */
 
 static int64_t rows_of_task(int64_t width) {
     return max64(1, ROW_PIECE / max64(1, width));
 }
+
+/* One type: bits of y and x travel unchanged. */
+static void copy_columns_bits(const ColumnsArgs *a, Span span) {
+    size_t size = type_bytes(a->y.type), y_row = (size_t)a->y.dim[1] * size, x_row = (size_t)a->x.dim[1] * size;
+    char *y = (char *)a->y.data + (size_t)a->y_column * size;
+    const char *x = (const char *)a->x.data + (size_t)a->x_column * size;
+    for (int64_t row = span.first; row < span.end; row++)
+        memcpy(y + (size_t)row * y_row, x + (size_t)row * x_row, (size_t)a->columns * size);
+}
+
+static void copy_columns_rows(void *context, int64_t index, int worker) {
+    (void)worker;
+    const ColumnsArgs *a = context;
+    const Tensor y = a->y, x = a->x;
+    const int64_t columns = a->columns;
+    Span span = span_of(index, rows_of_task(columns), y.dim[0]);
+    if (y.type == x.type && !a->add) {
+        copy_columns_bits(a, span);
+        return;
+    }
+    for (int64_t row = span.first; row < span.end; row++) {
+        int64_t to = row * y.dim[1] + a->y_column, from = row * x.dim[1] + a->x_column;
+        for (int64_t i = 0; i < columns; i += LANES) {
+            Vector value = vector_get(x, from + i, columns - i);
+            if (a->add) value += vector_get(y, to + i, columns - i);
+            vector_put(y, to + i, columns - i, value);
+        }
+    }
+}
+
+void KERNEL(copy_columns)(Stream *s, const void *args) {
+    const ColumnsArgs *a = args;
+    parallel(stream_pool(s), ceil_div(a->y.dim[0], rows_of_task(a->columns)), copy_columns_rows, (void *)args);
+}
+
+/* ---- swiglu ----------------------------------------------------------------------------------- */
 
 static Vector sigmoid(Vector a) {
     return 1 / (1 + vector_exp(-a));

@@ -19,11 +19,14 @@
     X(OP_ADD, add, real, isa)                                                                                          \
     X(OP_ZERO, zero, real, isa)                                                                                        \
     X(OP_COPY, copy, real, isa)                                                                                        \
+    X(OP_COPY_COLUMNS, copy_columns, real, isa)                                                                        \
     X(OP_EMBEDDING, embedding, real, isa)                                                                              \
     X(OP_EMBEDDING_BACKWARD, embedding_backward, real, isa)                                                            \
     X(OP_ROPE_TABLE, rope_table, real, isa)                                                                            \
     X(OP_ROPE, rope, real, isa)                                                                                        \
     X(OP_ATTENTION, attention, real, isa)                                                                              \
+    X(OP_ATTENTION_MERGE, attention_merge, real, isa)                                                                  \
+    X(OP_ATTENTION_DELTA, attention_delta, real, isa)                                                                  \
     X(OP_ATTENTION_BACKWARD, attention_backward, real, isa)                                                            \
     X(OP_ROUTE, route, real, isa)                                                                                      \
     X(OP_ROUTE_STATISTICS, route_statistics, real, isa)                                                                \
