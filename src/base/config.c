@@ -468,20 +468,32 @@ bool config_explain(const char *key, FILE *f) {
 
 /* ---- Resuming --------------------------------------------------------------------------------- */
 
-/* FNV-1a over the keys and values of the fixed rows. */
+/* FNV-1a over keys and values. */
 static uint64_t hash_text(uint64_t hash, const char *text) {
     for (; *text; text++) hash = (hash ^ (unsigned char)*text) * 0x100000001b3u;
     return (hash ^ '\n') * 0x100000001b3u;
 }
 
+static uint64_t hash_option(uint64_t hash, const Option *o, const Config *c) {
+    char *value = value_text(o, c);
+    hash = hash_text(hash_text(hash, o->key), value);
+    free(value);
+    return hash;
+}
+
+static const uint64_t HASH_START = 0xcbf29ce484222325u;
+
 uint64_t config_hash(const Config *c) {
-    uint64_t hash = 0xcbf29ce484222325u;
-    for (int i = 0; i < option_count; i++) {
-        if (!options[i].fixed) continue;
-        char *value = value_text(&options[i], c);
-        hash = hash_text(hash_text(hash, options[i].key), value);
-        free(value);
-    }
+    uint64_t hash = HASH_START;
+    for (int i = 0; i < option_count; i++)
+        if (options[i].fixed) hash = hash_option(hash, &options[i], c);
+    return hash;
+}
+
+uint64_t config_shared(const Config *c) {
+    uint64_t hash = HASH_START;
+    for (int i = 0; i < option_count; i++)
+        if (!options[i].own) hash = hash_option(hash, &options[i], c);
     return hash;
 }
 

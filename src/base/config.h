@@ -79,6 +79,8 @@ void config_help(FILE *f);
 
 /* A hash of the options that may not change at a resume, for checkpoints to carry. */
 uint64_t config_hash(const Config *c);
+/* A hash of the options that all ranks of a run must share: all but those of a machine. */
+uint64_t config_shared(const Config *c);
 /* False, with EXIT_USAGE and a line for every such option that differs, when a run begun as `before` cannot go on as
  * `now`. */
 bool config_resumable(const Config *now, const Config *before, Error *e);

@@ -66,7 +66,7 @@ const Option options[] = {
 
     {"compute.type", CHOICE(compute_type, types), .initial = "fp32", .fixed = true,
      .help = "type of weights and activations in arithmetic; fp64 is for proofs"},
-    {"compute.threads", INTEGER(compute_threads, 0, 65536, "threads"), .initial = "0",
+    {"compute.threads", INTEGER(compute_threads, 0, 65536, "threads"), .initial = "0", .own = true,
      .help = "threads per rank; 0: an equal share of the machine's cores; no effect on results"},
     {"compute.activations", CHOICE(compute_activations, activations), .initial = "keep",
      .help = "keep every intermediate for backward, or recompute all but attention's output"},

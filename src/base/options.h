@@ -19,6 +19,7 @@ typedef struct {
      * where capitals after a colon stand for any text; NULL: any text at all. */
     const char *const *choices;
     bool fixed; /* may not change when a run is resumed */
+    bool own;   /* may differ between the ranks of a run */
     const char *help;
 } Option;
 

@@ -10,7 +10,7 @@
  *   shift           in, when G > 1
  *   return_sums     in, when it goes to another
  */
-#include "comm/comm.h"
+#include "comm/calls.h"
 #include "ops/kernels.h"
 
 #include <stdlib.h>
@@ -50,46 +50,66 @@ void comm_close(Comm *c) {
 
 /* ---- Charging and queueing -------------------------------------------------------------------- */
 
-typedef struct {
+typedef struct CollectiveArgs CollectiveArgs;
+struct CollectiveArgs {
+    void (*run)(Stream *s, const CollectiveArgs *a);
     Group *group;
     Tensor out, in;
     const int64_t *out_rows, *in_rows;
     Spans to, from;
     const int64_t *at;
     int64_t member; /* broadcast: the root; return_sums: where to, or -1 */
-} CollectiveArgs;
+};
 _Static_assert(sizeof(CollectiveArgs) <= LAUNCH_BYTES, "arguments travel by value through the queue of a stream");
 _Static_assert((int)COLLECTIVE_COUNT <= (int)MAX_COLLECTIVES, "the meter has a row for every collective");
 
-/* Counts the traffic; true when the exchange should also run. */
-static bool charge_traffic(Group *g, Stream *s, Collective c, int64_t sent, int64_t received) {
+/* Sim: the members' clocks meet, and the larger of both directions takes its time. */
+static void predict(Group *g, Stream *s, TrafficCount *t, int64_t bytes) {
+    if (g->axis.size == 1) return;
+    double start = g->wire->meet(g->wire, &g->axis, s->clock);
+    int last = g->axis.first + (g->axis.size - 1) * g->axis.stride;
+    const Link *link = machine_link(&g->device->machine, g->device->threads, g->axis.first, last);
+    double seconds = link->latency_s + (double)bytes / link->bytes_per_s;
+    s->clock = start + seconds;
+    t->seconds += seconds;
+}
+
+static void run_collective(Stream *s, const void *args) {
+    const CollectiveArgs *a = args;
+    calls_begin(a->group->wire->calls);
+    a->run(s, a);
+    if (!device_failed(s->device)) calls_end(a->group->wire->calls);
+}
+
+/* The way of every collective: counts its traffic, writes it down, and runs, queues or predicts it. */
+static void issue(Stream *s, Collective c, int64_t sent, int64_t received, CollectiveArgs a) {
+    Group *g = a.group;
     Device *d = g->device;
     TrafficCount *t = &d->meter.traffic[g->axis.name][c];
     t->calls++;
     t->sent += sent;
     t->received += received;
-    if (!d->sim) return true;
-    if (g->axis.size == 1) return false;
-    double start = g->wire->meet(g->wire, &g->axis, s->clock);
-    int last = g->axis.first + (g->axis.size - 1) * g->axis.stride;
-    const Link *link = machine_link(&d->machine, d->threads, g->axis.first, last);
-    double seconds = link->latency_s + (double)max64(sent, received) / link->bytes_per_s;
-    s->clock = start + seconds;
-    t->seconds += seconds;
-    return false;
+    calls_queue(g->wire->calls,
+                (Call){.axis = g->axis, .collective = c, .bytes = sent, .step = d->step, .layer = d->layer});
+    if (!d->sim) {
+        stream_launch(s, run_collective, &a, sizeof a);
+        return;
+    }
+    calls_begin(g->wire->calls);
+    predict(g, s, t, max64(sent, received));
+    calls_end(g->wire->calls);
 }
 
-/* Sums that are made on the way: the launch that follows is a whole exchange, so its time is not theirs. */
-static bool charge_adding(Stream *s, int op, int64_t additions, int64_t elements, Type type) {
-    bool run = charge(
+/* Sums that are made on the way, by the collective itself: the launch that follows is a whole exchange, so its time is not theirs. */
+static void charge_adding(Stream *s, int op, int64_t additions, int64_t elements, Type type) {
+    (void)charge(
         s, (Cost){.op = op, .flops = type == INT64 ? 0 : additions, .bytes = elements * (int64_t)type_bytes(type)});
     s->charged = -1;
-    return run;
 }
 
 /* The sum of a reduction: a row of `count` elements from every rank. */
-static bool charge_sum(Group *g, Stream *s, int64_t count, Type type) {
-    return charge_adding(s, OP_SUM_ROWS, count * (g->axis.size - 1), count * (g->axis.size + 1), type);
+static void charge_sum(Group *g, Stream *s, int64_t count, Type type) {
+    charge_adding(s, OP_SUM_ROWS, count * (g->axis.size - 1), count * (g->axis.size + 1), type);
 }
 
 static void exchange(Stream *s, Group *g) {
@@ -112,8 +132,7 @@ static Tensor slice(Tensor t, int64_t first, int64_t count) {
 
 /* ---- all_gather, broadcast, barrier, all_to_all ------------------------------------------------ */
 
-static void run_all_gather(Stream *s, const void *args) {
-    const CollectiveArgs *a = args;
+static void run_all_gather(Stream *s, const CollectiveArgs *a) {
     size_t bytes = tensor_bytes(a->in);
     for (int j = 0; j < a->group->axis.size; j++)
         a->group->parcels[j] = parcel(a->in.data, (char *)a->out.data + (size_t)j * bytes, bytes, bytes);
@@ -123,12 +142,11 @@ static void run_all_gather(Stream *s, const void *args) {
 void all_gather(Group *g, Stream *s, Tensor out, Tensor in) {
     MUST(out.type == in.type && tensor_count(out) == g->axis.size * tensor_count(in));
     int64_t bytes = (g->axis.size - 1) * (int64_t)tensor_bytes(in);
-    CollectiveArgs a = {.group = g, .out = out, .in = in};
-    if (charge_traffic(g, s, ALL_GATHER, bytes, bytes)) stream_launch(s, run_all_gather, &a, sizeof a);
+    CollectiveArgs a = {.run = run_all_gather, .group = g, .out = out, .in = in};
+    issue(s, ALL_GATHER, bytes, bytes, a);
 }
 
-static void run_broadcast(Stream *s, const void *args) {
-    const CollectiveArgs *a = args;
+static void run_broadcast(Stream *s, const CollectiveArgs *a) {
     Group *g = a->group;
     size_t bytes = tensor_bytes(a->in);
     bool root = g->axis.index == a->member;
@@ -140,13 +158,12 @@ static void run_broadcast(Stream *s, const void *args) {
 void broadcast(Group *g, Stream *s, Tensor t, int root) {
     int64_t bytes = (int64_t)tensor_bytes(t);
     bool sends = g->axis.index == root;
-    CollectiveArgs a = {.group = g, .in = t, .member = root};
-    if (charge_traffic(g, s, BROADCAST, sends ? (g->axis.size - 1) * bytes : 0, sends ? 0 : bytes))
-        stream_launch(s, run_broadcast, &a, sizeof a);
+    CollectiveArgs a = {.run = run_broadcast, .group = g, .in = t, .member = root};
+    issue(s, BROADCAST, sends ? (g->axis.size - 1) * bytes : 0, sends ? 0 : bytes, a);
 }
 
-static void run_barrier(Stream *s, const void *args) {
-    Group *g = ((const CollectiveArgs *)args)->group;
+static void run_barrier(Stream *s, const CollectiveArgs *a) {
+    Group *g = a->group;
     char *in = g->staging.data;
     static const char token = 1;
     for (int j = 0; j < g->axis.size; j++) g->parcels[j] = parcel(&token, in + j, 1, 1);
@@ -154,16 +171,15 @@ static void run_barrier(Stream *s, const void *args) {
 }
 
 void barrier(Group *g, Stream *s) {
-    CollectiveArgs a = {.group = g};
-    if (charge_traffic(g, s, BARRIER, g->axis.size - 1, g->axis.size - 1)) stream_launch(s, run_barrier, &a, sizeof a);
+    CollectiveArgs a = {.run = run_barrier, .group = g};
+    issue(s, BARRIER, g->axis.size - 1, g->axis.size - 1, a);
 }
 
 static int64_t row_bytes(Tensor t) {
     return (t.dims > 1 ? t.dim[1] : 1) * (int64_t)type_bytes(t.type);
 }
 
-static void run_all_to_all(Stream *s, const void *args) {
-    const CollectiveArgs *a = args;
+static void run_all_to_all(Stream *s, const CollectiveArgs *a) {
     Group *g = a->group;
     size_t row = (size_t)row_bytes(a->in);
     char *in = a->in.data, *out = a->out.data;
@@ -185,9 +201,9 @@ void all_to_all(Group *g, Stream *s, Tensor out, const int64_t *out_rows, Tensor
     }
     MUST(sent <= in.dim[0] && received <= out.dim[0]);
     int own = g->axis.index;
-    CollectiveArgs a = {.group = g, .out = out, .in = in, .out_rows = out_rows, .in_rows = in_rows};
-    if (charge_traffic(g, s, ALL_TO_ALL, (sent - in_rows[own]) * row, (received - out_rows[own]) * row))
-        stream_launch(s, run_all_to_all, &a, sizeof a);
+    CollectiveArgs a = {
+        .run = run_all_to_all, .group = g, .out = out, .in = in, .out_rows = out_rows, .in_rows = in_rows};
+    issue(s, ALL_TO_ALL, (sent - in_rows[own]) * row, (received - out_rows[own]) * row, a);
 }
 
 /* Rows of one member, whose spans begin at `span`. */
@@ -197,8 +213,7 @@ static int64_t rows_of(const Span *span, int64_t spans) {
     return rows;
 }
 
-static void run_all_to_all_spans(Stream *s, const void *args) {
-    const CollectiveArgs *a = args;
+static void run_all_to_all_spans(Stream *s, const CollectiveArgs *a) {
     Group *g = a->group;
     const Span *from = a->from.span, *to = a->to.span;
     size_t row = (size_t)row_bytes(a->in);
@@ -233,15 +248,13 @@ void all_to_all_spans(Group *g, Stream *s, Tensor out, Spans to, Tensor in, Span
     int64_t row = row_bytes(in);
     MUST(out.type == in.type && row_bytes(out) == row);
     int64_t sent = rows_of_others(g, from, in), received = rows_of_others(g, to, out);
-    CollectiveArgs a = {.group = g, .out = out, .in = in, .to = to, .from = from};
-    if (charge_traffic(g, s, ALL_TO_ALL, sent * row, received * row))
-        stream_launch(s, run_all_to_all_spans, &a, sizeof a);
+    CollectiveArgs a = {.run = run_all_to_all_spans, .group = g, .out = out, .in = in, .to = to, .from = from};
+    issue(s, ALL_TO_ALL, sent * row, received * row, a);
 }
 
 /* ---- shift ------------------------------------------------------------------------------------ */
 
-static void run_shift(Stream *s, const void *args) {
-    const CollectiveArgs *a = args;
+static void run_shift(Stream *s, const CollectiveArgs *a) {
     Group *g = a->group;
     int size = g->axis.size, next = (g->axis.index + 1) % size, last = (g->axis.index + size - 1) % size;
     for (int j = 0; j < size; j++)
@@ -253,9 +266,8 @@ static void run_shift(Stream *s, const void *args) {
 void shift(Group *g, Stream *s, Tensor out, Tensor in) {
     bool moves = g->axis.size > 1;
     MUST(out.type == in.type && (moves || tensor_count(out) == tensor_count(in)));
-    CollectiveArgs a = {.group = g, .out = out, .in = in};
-    if (charge_traffic(g, s, SHIFT, moves ? (int64_t)tensor_bytes(in) : 0, moves ? (int64_t)tensor_bytes(out) : 0))
-        stream_launch(s, run_shift, &a, sizeof a);
+    CollectiveArgs a = {.run = run_shift, .group = g, .out = out, .in = in};
+    issue(s, SHIFT, moves ? (int64_t)tensor_bytes(in) : 0, moves ? (int64_t)tensor_bytes(out) : 0, a);
 }
 
 /* ---- Reductions ------------------------------------------------------------------------------- */
@@ -290,21 +302,19 @@ static void reduce_parts(Stream *s, Group *g, Tensor out, Tensor in, int64_t c) 
     }
 }
 
-static void run_reduce_scatter(Stream *s, const void *args) {
-    const CollectiveArgs *a = args;
+static void run_reduce_scatter(Stream *s, const CollectiveArgs *a) {
     reduce_parts(s, a->group, a->out, a->in, tensor_count(a->out));
 }
 
 void reduce_scatter(Group *g, Stream *s, Tensor out, Tensor in) {
     MUST(out.type == in.type && tensor_count(in) == g->axis.size * tensor_count(out));
     int64_t bytes = (g->axis.size - 1) * (int64_t)tensor_bytes(out);
-    bool sum = charge_sum(g, s, tensor_count(out), out.type);
-    CollectiveArgs a = {.group = g, .out = out, .in = in};
-    if (charge_traffic(g, s, REDUCE_SCATTER, bytes, bytes) && sum) stream_launch(s, run_reduce_scatter, &a, sizeof a);
+    charge_sum(g, s, tensor_count(out), out.type);
+    CollectiveArgs a = {.run = run_reduce_scatter, .group = g, .out = out, .in = in};
+    issue(s, REDUCE_SCATTER, bytes, bytes, a);
 }
 
-static void run_all_reduce_small(Stream *s, const void *args) {
-    const CollectiveArgs *a = args;
+static void run_all_reduce_small(Stream *s, const CollectiveArgs *a) {
     Group *g = a->group;
     size_t bytes = tensor_bytes(a->in);
     for (int j = 0; j < g->axis.size; j++)
@@ -315,8 +325,7 @@ static void run_all_reduce_small(Stream *s, const void *args) {
 }
 
 /* Everybody sums his part, then everybody gets all parts. */
-static void run_all_reduce(Stream *s, const void *args) {
-    const CollectiveArgs *a = args;
+static void run_all_reduce(Stream *s, const CollectiveArgs *a) {
     Group *g = a->group;
     int64_t n = tensor_count(a->in), element = (int64_t)type_bytes(a->in.type), c = ceil_div(n, g->axis.size);
     int64_t first = min64(n, g->axis.index * c), mine = min64(c, n - first);
@@ -337,15 +346,13 @@ void all_reduce(Group *g, Stream *s, Tensor t) {
     int64_t others = n - mine, peers = g->axis.size - 1;
     int64_t sent = small ? peers * bytes : (others + peers * mine) * element;
     int64_t received = small ? peers * bytes : (peers * mine + others) * element;
-    CollectiveArgs a = {.group = g, .in = t};
-    bool sum = charge_sum(g, s, small ? n : mine, t.type);
-    if (charge_traffic(g, s, ALL_REDUCE, sent, received) && sum)
-        stream_launch(s, small ? run_all_reduce_small : run_all_reduce, &a, sizeof a);
+    CollectiveArgs a = {.run = small ? run_all_reduce_small : run_all_reduce, .group = g, .in = t};
+    charge_sum(g, s, small ? n : mine, t.type);
+    issue(s, ALL_REDUCE, sent, received, a);
 }
 
 /* A round takes the same elements of every contribution, each into its own place of the staging area, and adds them there. */
-static void run_return_sums(Stream *s, const void *args) {
-    const CollectiveArgs *a = args;
+static void run_return_sums(Stream *s, const CollectiveArgs *a) {
     Group *g = a->group;
     int64_t n = tensor_count(a->in), element = (int64_t)type_bytes(a->in.type), round = COMM_ROUND_BYTES / element;
     for (int64_t first = 0; first < n; first += round) {
@@ -376,19 +383,31 @@ void return_sums(Group *g, Stream *s, Tensor out, const int64_t *at, Tensor in, 
         added += at[j] >= 0;
     }
     int64_t received = added - (at[own] >= 0);
-    bool add = charge_adding(s, OP_ADD, added * n, 3 * added * n, out.type);
-    CollectiveArgs a = {.group = g, .out = out, .in = in, .at = at, .member = to};
-    if (charge_traffic(g, s, RETURN_SUMS, to >= 0 && to != own ? bytes : 0, received * bytes) && add)
-        stream_launch(s, run_return_sums, &a, sizeof a);
+    charge_adding(s, OP_ADD, added * n, 3 * added * n, out.type);
+    CollectiveArgs a = {.run = run_return_sums, .group = g, .out = out, .in = in, .at = at, .member = to};
+    issue(s, RETURN_SUMS, to >= 0 && to != own ? bytes : 0, received * bytes, a);
 }
 
 /* ---- Host messages ---------------------------------------------------------------------------- */
 
-bool host_gather(Comm *c, void *all, const void *mine, size_t bytes, Error *e) {
-    Group *g = &c->group[AXIS_WORLD];
-    event_wait(event_record(&c->device->stream[STREAM_NETWORK])); /* the wire is ours until we return */
+/* Every member of the group gets every other's `bytes`. Blocks. */
+static bool host_exchange(Group *g, void *all, const void *mine, size_t bytes, Error *e) {
+    Wire *w = g->wire;
     for (int j = 0; j < g->axis.size; j++) g->parcels[j] = parcel(mine, (char *)all + (size_t)j * bytes, bytes, bytes);
-    return g->wire->exchange(g->wire, &g->axis, g->parcels, e);
+    calls_queue(w->calls, (Call){.axis = g->axis,
+                                 .collective = HOST_MESSAGE,
+                                 .bytes = (g->axis.size - 1) * (int64_t)bytes,
+                                 .step = g->device->step,
+                                 .layer = g->device->layer});
+    calls_begin(w->calls);
+    bool ok = w->exchange(w, &g->axis, g->parcels, e);
+    if (ok) calls_end(w->calls);
+    return ok;
+}
+
+bool host_gather(Comm *c, void *all, const void *mine, size_t bytes, Error *e) {
+    event_wait(event_record(&c->device->stream[STREAM_NETWORK])); /* the wire is ours until we return */
+    return host_exchange(&c->group[AXIS_WORLD], all, mine, bytes, e);
 }
 
 typedef struct {
@@ -408,4 +427,39 @@ bool host_agree(Comm *c, bool mine, Error *e) {
     }
     free(all);
     return agreed;
+}
+
+/* ---- Greeting --------------------------------------------------------------------------------- */
+
+static bool same_settings(Comm *c, uint64_t settings, uint64_t *all, Error *e) {
+    if (!host_gather(c, all, &settings, sizeof settings, e)) return false;
+    for (int r = 1; r < c->mesh.world; r++)
+        if (all[r] != all[0])
+            return fail(e, EXIT_USAGE,
+                        "rank %d was started with other settings than rank 0; give every rank the same configuration "
+                        "and the same --set",
+                        r);
+    return true;
+}
+
+/* Through a group once: who answers as member j must be member j by his own mesh. */
+static bool try_group(Group *g, Axis *members, Error *e) {
+    if (!host_exchange(g, members, &g->axis, sizeof g->axis, e)) return false;
+    for (int j = 0; j < g->axis.size; j++) {
+        Axis m = members[j], a = g->axis;
+        MUST(m.name == a.name && m.size == a.size && m.first == a.first && m.stride == a.stride && m.index == j);
+    }
+    return true;
+}
+
+bool comm_greet(Comm *c, uint64_t settings, Error *e) {
+    size_t world = (size_t)c->mesh.world;
+    uint64_t *all = calloc(world, sizeof *all);
+    Axis *members = calloc(world, sizeof *members);
+    MUST(all && members);
+    bool ok = same_settings(c, settings, all, e);
+    for (int a = 0; ok && a < AXIS_COUNT; a++) ok = try_group(&c->group[a], members, e);
+    free(members);
+    free(all);
+    return ok;
 }

@@ -30,8 +30,10 @@ typedef struct {
 typedef struct Wire Wire;
 struct Wire {
     int world, rank;
-    double timeout; /* seconds without progress before a peer counts as lost */
-    /* Blocks until done. False, with an Error naming what is known, when a peer failed. */
+    double timeout;        /* seconds without progress before a peer counts as lost */
+    struct CallLog *calls; /* calls.h: what this rank has asked of its groups lately */
+    /* Blocks until done. False, with an Error naming what is known, when a peer failed; after `timeout` the last calls of every
+     * rank are printed before, and the Error names the rank that is behind. */
     bool (*exchange)(Wire *w, const Axis *axis, const Parcel *parcels, Error *e);
     /* Sim: the members' clocks meet; returns the latest. */
     double (*meet)(Wire *w, const Axis *axis, double clock);
@@ -70,6 +72,9 @@ typedef struct Comm {
 /* Staging of one rank: reductions run in rounds of at most COMM_ROUND_BYTES per member. */
 enum { COMM_ROUND_BYTES = 1 << 20 };
 bool comm_open(Comm *c, const Mesh *m, Wire *w, Device *d, Error *e);
+/* Before anything is made: all ranks have the same `settings` (a hash; else EXIT_USAGE, in the same words everywhere), and every group
+ * has been used once, by exactly the members that the mesh says. Not metered. */
+bool comm_greet(Comm *c, uint64_t settings, Error *e);
 void comm_close(Comm *c);
 
 /* ---- Collectives (s: the network stream; shapes by element counts) ----------------------------- */

@@ -1,5 +1,16 @@
 /* The MPI wire: ranks that are processes of one mpirun. Touches Open MPI here and nowhere else. An exchange is a send and a
- * receive per member; waiting tests and sleeps, since a spinning rank would take the core that a computing one needs. */
+ * receive per member; waiting tests and sleeps, since a spinning rank would take the core that a computing one needs.
+ *
+ * Beside it every process has a watchman, a thread that answers other ranks at any time, whatever the rest of its process is
+ * busy with, and that notices when this rank has waited too long. Then it asks all ranks for their last calls and gives them
+ * two seconds: who has not answered by then is stopped, gone or cut off. It tells and ends the job. Of several that ask at
+ * once the lowest rank speaks; the others go on answering and speak when they have not been ended after all.
+ *
+ *   rank 1 waits ..... timeout  --ASK-->  0 2 3        rank 3 is stopped
+ *                               <-TELL--  0 2          2 s later: table, "rank 3 did not answer", MPI_Abort(6)
+ *
+ * MPI is called by one thread at a time. */
+#include "comm/calls.h"
 #include "comm/parcel.h"
 
 #include <limits.h>
@@ -44,9 +55,25 @@ Wire *wire_mpi_open(double timeout, Error *e) {
 #else
 
 #include <mpi.h>
+#include <pthread.h>
+#include <stdio.h>
 #include <time.h>
 
-enum { MESSAGE_BYTES = 1 << 30, TAG = 77, NAPS = 100 };
+enum { MESSAGE_BYTES = 1 << 30, NAPS = 100 };
+enum { TAG = 77, TAG_ASK, TAG_TELL };
+static const double ANSWER_SECONDS = 2, PATIENCE_SECONDS = 4;
+static const long LOOK_NANOSECONDS = 20000000; /* the watchman's round */
+
+/* What the watchman knows. */
+typedef struct {
+    pthread_t thread;
+    bool closing;
+    double asked;         /* when this rank asked; 0: it has not */
+    double patient_until; /* another asks: it will speak */
+    Tail *heard, *told;   /* [world]: answers to this rank, and its answers to others */
+    MPI_Request *telling; /* [world]: of `told` */
+    MPI_Request asking;   /* of the one question at hand */
+} Watch;
 
 typedef struct {
     Wire wire;
@@ -55,6 +82,9 @@ typedef struct {
     int *lengths; /* of a message's blocks, and where they lie: grown to the most that a message had so far */
     MPI_Aint *places;
     int blocks, block_room;
+    pthread_mutex_t lock; /* held for every call of MPI, and for what follows */
+    double waits_since;   /* in an exchange; 0: in none */
+    Watch watch;
 } MpiWire;
 
 static bool mpi_ok(int code, const char *what, Error *e) {
@@ -127,25 +157,7 @@ static bool post(MpiWire *m, Walk w, int peer, bool receive, Error *e) {
     return true;
 }
 
-/* Tests until everything has arrived; naps longer the longer it takes, at most 0.1 ms. */
-static bool wait_all(MpiWire *m, const Axis *axis, Error *e) {
-    double start = seconds_now();
-    for (long nap = 0;; nap += nap < NAPS) {
-        int done = 0;
-        if (!mpi_ok(MPI_Testall(m->used, m->requests, &done, MPI_STATUSES_IGNORE), "waiting for a collective", e))
-            return false;
-        if (done) return true;
-        if (seconds_now() - start > m->wire.timeout)
-            return fail(e, EXIT_PEER,
-                        "a rank of the %s group (%d ranks from %d) did not come to a collective within %.0f s; rank %d "
-                        "waited; raise comm.timeout if it is only slow",
-                        axis_name(axis->name), axis->size, axis->first, m->wire.timeout, m->wire.rank);
-        if (nap > 10) nanosleep(&(struct timespec){0, nap * 1000}, NULL);
-    }
-}
-
-static bool mpi_exchange(Wire *w, const Axis *axis, const Parcel *parcels, Error *e) {
-    MpiWire *m = (MpiWire *)w;
+static bool post_all(MpiWire *m, const Axis *axis, const Parcel *parcels, Error *e) {
     make_room(m, axis, parcels);
     for (int j = 0; j < axis->size; j++) {
         int peer = axis->first + j * axis->stride;
@@ -155,10 +167,140 @@ static bool mpi_exchange(Wire *w, const Axis *axis, const Parcel *parcels, Error
         int peer = axis->first + j * axis->stride;
         if (j != axis->index && !post(m, walk_sent(&parcels[j]), peer, false, e)) return false;
     }
+    return true;
+}
+
+/* Tests until everything has arrived; naps longer the longer it takes, at most 0.1 ms. The watchman ends what takes too long. */
+static bool wait_all(MpiWire *m, Error *e) {
+    for (long nap = 0;; nap += nap < NAPS) {
+        int done = 0;
+        pthread_mutex_lock(&m->lock);
+        bool ok = mpi_ok(MPI_Testall(m->used, m->requests, &done, MPI_STATUSES_IGNORE), "waiting for a collective", e);
+        if (!ok || done) m->waits_since = 0;
+        pthread_mutex_unlock(&m->lock);
+        if (!ok || done) return ok;
+        if (nap > 10) nanosleep(&(struct timespec){0, nap * 1000}, NULL);
+    }
+}
+
+static bool mpi_exchange(Wire *w, const Axis *axis, const Parcel *parcels, Error *e) {
+    MpiWire *m = (MpiWire *)w;
+    pthread_mutex_lock(&m->lock);
+    bool ok = post_all(m, axis, parcels, e);
+    m->waits_since = seconds_now();
+    pthread_mutex_unlock(&m->lock);
     const Parcel *own = &parcels[axis->index];
     walk_copy(walk_received(own), walk_sent(own));
-    return wait_all(m, axis, e);
+    return ok && wait_all(m, e);
 }
+
+/* ---- The watchman (with the lock) --------------------------------------------------------------- */
+
+static void ask_all(MpiWire *m) {
+    static const char question = 1;
+    m->watch.asked = seconds_now();
+    for (int r = 0; r < m->wire.world; r++) {
+        m->watch.heard[r] = (Tail){0};
+        if (r == m->wire.rank) continue;
+        MPI_Isend(&question, 1, MPI_BYTE, r, TAG_ASK, MPI_COMM_WORLD, &m->watch.asking);
+        MPI_Request_free(&m->watch.asking); /* a stopped rank never takes it */
+    }
+    m->watch.heard[m->wire.rank] = calls_tail(m->wire.calls);
+}
+
+static void answer(MpiWire *m, int rank) {
+    Watch *w = &m->watch;
+    int sent = 1;
+    MPI_Test(&w->telling[rank], &sent, MPI_STATUS_IGNORE);
+    if (!sent) return;
+    w->told[rank] = calls_tail(m->wire.calls);
+    MPI_Isend(&w->told[rank], (int)sizeof(Tail), MPI_BYTE, rank, TAG_TELL, MPI_COMM_WORLD, &w->telling[rank]);
+    if (w->asked > 0 && m->wire.rank < rank) return;
+    w->asked = 0;
+    w->patient_until = seconds_now() + PATIENCE_SECONDS;
+}
+
+/* Takes every message of the tag. */
+static void take(MpiWire *m, int tag) {
+    while (true) {
+        int found = 0;
+        char question;
+        MPI_Status from;
+        MPI_Iprobe(MPI_ANY_SOURCE, tag, MPI_COMM_WORLD, &found, &from);
+        if (!found) return;
+        int rank = from.MPI_SOURCE;
+        if (tag == TAG_TELL) {
+            MPI_Recv(&m->watch.heard[rank], (int)sizeof(Tail), MPI_BYTE, rank, tag, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+            continue;
+        }
+        MPI_Recv(&question, 1, MPI_BYTE, rank, tag, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+        answer(m, rank);
+    }
+}
+
+static bool heard_all(const MpiWire *m) {
+    for (int r = 0; r < m->wire.world; r++)
+        if (!m->watch.heard[r].known) return false;
+    return true;
+}
+
+static void speak(MpiWire *m) {
+    Error e = {0};
+    calls_print(m->watch.heard, m->wire.world, stderr);
+    calls_fail(&e, m->watch.heard, m->wire.world, m->wire.rank, m->wire.timeout);
+    error_print(&e);
+    MPI_Abort(MPI_COMM_WORLD, e.code);
+}
+
+static void look(MpiWire *m) {
+    Watch *w = &m->watch;
+    double now = seconds_now();
+    bool waited = m->waits_since > 0 && now - m->waits_since > m->wire.timeout;
+    take(m, TAG_TELL);
+    take(m, TAG_ASK); /* after the answers: who asked before he answered is seen to ask before he is counted */
+    if (!waited)
+        w->asked = 0;
+    else if (w->asked > 0 && (heard_all(m) || now - w->asked > ANSWER_SECONDS))
+        speak(m);
+    else if (w->asked == 0 && now > w->patient_until)
+        ask_all(m);
+}
+
+static void *watch_over(void *context) {
+    MpiWire *m = context;
+    for (bool closing = false; !closing;) {
+        nanosleep(&(struct timespec){0, LOOK_NANOSECONDS}, NULL);
+        pthread_mutex_lock(&m->lock);
+        look(m);
+        closing = m->watch.closing;
+        pthread_mutex_unlock(&m->lock);
+    }
+    return NULL;
+}
+
+static void watch_open(MpiWire *m) {
+    Watch *w = &m->watch;
+    size_t world = (size_t)m->wire.world;
+    w->heard = calloc(world, sizeof *w->heard);
+    w->told = calloc(world, sizeof *w->told);
+    w->telling = calloc(world, sizeof *w->telling);
+    MUST(w->heard && w->told && w->telling);
+    for (size_t r = 0; r < world; r++) w->telling[r] = MPI_REQUEST_NULL;
+    MUST(pthread_create(&w->thread, NULL, watch_over, m) == 0);
+}
+
+static void watch_close(MpiWire *m) {
+    Watch *w = &m->watch;
+    pthread_mutex_lock(&m->lock);
+    w->closing = true;
+    pthread_mutex_unlock(&m->lock);
+    pthread_join(w->thread, NULL);
+    free(w->heard);
+    free(w->told);
+    free(w->telling);
+}
+
+/* ---- The wire ----------------------------------------------------------------------------------- */
 
 static double mpi_meet(Wire *w, const Axis *axis, double clock) {
     (void)w;
@@ -168,14 +310,36 @@ static double mpi_meet(Wire *w, const Axis *axis, double clock) {
 
 /* Other ranks cannot go on: the launcher ends them, with our exit code. */
 static void mpi_poison(Wire *w, const Error *e) {
-    (void)w;
+    MpiWire *m = (MpiWire *)w;
     error_print(e);
+    pthread_mutex_lock(&m->lock);
     MPI_Abort(MPI_COMM_WORLD, e->code);
+    pthread_mutex_unlock(&m->lock);
+}
+
+/* MPI's own end waits for everybody without end: so all meet before, while they are watched. */
+static void meet_to_part(MpiWire *m) {
+    char token = 1, *all = calloc((size_t)m->wire.world, 1);
+    Parcel *parcels = calloc((size_t)m->wire.world, sizeof *parcels);
+    Axis everyone = {AXIS_WORLD, m->wire.world, m->wire.rank, 0, 1};
+    Error e = {0};
+    MUST(all && parcels);
+    for (int r = 0; r < m->wire.world; r++)
+        parcels[r] = (Parcel){.send = &token, .receive = all + r, .send_bytes = 1, .receive_bytes = 1};
+    calls_queue(m->wire.calls, (Call){.axis = everyone, .collective = HOST_MESSAGE, .step = -1, .layer = -1});
+    calls_begin(m->wire.calls);
+    mpi_exchange(&m->wire, &everyone, parcels, &e);
+    free(parcels);
+    free(all);
 }
 
 static void mpi_close(Wire *w) {
-    MPI_Finalize();
     MpiWire *m = (MpiWire *)w;
+    meet_to_part(m);
+    watch_close(m);
+    MPI_Finalize();
+    calls_close(w->calls);
+    pthread_mutex_destroy(&m->lock);
     free(m->requests);
     free(m->lengths);
     free(m->places);
@@ -200,6 +364,9 @@ Wire *wire_mpi_open(double timeout, Error *e) {
         .timeout = timeout, .exchange = mpi_exchange, .meet = mpi_meet, .poison = mpi_poison, .close = mpi_close};
     MPI_Comm_size(MPI_COMM_WORLD, &m->wire.world);
     MPI_Comm_rank(MPI_COMM_WORLD, &m->wire.rank);
+    m->wire.calls = calls_open();
+    pthread_mutex_init(&m->lock, NULL);
+    watch_open(m);
     return &m->wire;
 }
 

@@ -5,6 +5,7 @@
  * An exchange happens for all its members or for none: who gives up while waiting takes his arrival back, and once
  * all have arrived nothing can keep them from copying and parting. So memory that was handed to an exchange is the
  * caller's own again when it returns, failed or not. After the first failure no exchange begins. */
+#include "comm/calls.h"
 #include "comm/parcel.h"
 
 #include <errno.h>
@@ -28,6 +29,7 @@ typedef struct {
     pthread_mutex_t lock;
     bool failed;
     Error error;
+    CallLog **calls;  /* [world] */
     Meeting *meeting; /* [AXIS_COUNT][world]: by axis and its first rank */
 } Hub;
 
@@ -62,6 +64,7 @@ static struct timespec seconds_from_now(double seconds) {
     return t;
 }
 
+/* The first failure is kept. */
 static void hub_fail(Hub *h, const Error *e) {
     pthread_mutex_lock(&h->lock);
     if (!h->failed) h->error = *e;
@@ -69,19 +72,28 @@ static void hub_fail(Hub *h, const Error *e) {
     pthread_mutex_unlock(&h->lock);
 }
 
-/* With the meeting's lock: until all have arrived. The first who waits too long says who is missing. */
-static bool wait_for_all(End *end, Meeting *m, uint64_t target, const Axis *axis, Error *e) {
+/* Nothing has moved for too long: the first who notices tells what all ranks were at, and who is behind. */
+static void hub_time_out(Hub *h, int rank, double timeout) {
+    pthread_mutex_lock(&h->lock);
+    if (!h->failed) {
+        Tail *tails = calloc((size_t)h->world, sizeof *tails);
+        MUST(tails);
+        for (int r = 0; r < h->world; r++) tails[r] = calls_tail(h->calls[r]);
+        calls_print(tails, h->world, stderr);
+        calls_fail(&h->error, tails, h->world, rank, timeout);
+        free(tails);
+        h->failed = true;
+    }
+    pthread_mutex_unlock(&h->lock);
+}
+
+/* With the meeting's lock: until all have arrived. */
+static bool wait_for_all(End *end, Meeting *m, uint64_t target, Error *e) {
     struct timespec until = seconds_from_now(end->wire.timeout);
     while (m->arrived < target) {
         if (hub_failed(end->hub, e)) return false;
         bool late = pthread_cond_timedwait(&m->moved, &m->lock, &until) == ETIMEDOUT;
-        if (!late || m->arrived >= target || hub_failed(end->hub, e)) continue;
-        fail(e, EXIT_PEER,
-             "%llu of the %d ranks of the %s group did not come to a collective within %g s; "
-             "rank %d waited; raise comm.timeout if they are only slow",
-             (unsigned long long)(target - m->arrived), axis->size, axis_name(axis->name), end->wire.timeout,
-             end->wire.rank);
-        hub_fail(end->hub, e);
+        if (late && m->arrived < target) hub_time_out(end->hub, end->wire.rank, end->wire.timeout);
     }
     return true;
 }
@@ -101,7 +113,7 @@ static bool arrive(End *end, Meeting *m, const Axis *axis, const Parcel *parcels
         m->clock = 0;
         pthread_cond_broadcast(&m->moved);
     }
-    bool ok = wait_for_all(end, m, target, axis, e);
+    bool ok = wait_for_all(end, m, target, e);
     if (!ok) m->arrived--;
     pthread_mutex_unlock(&m->lock);
     if (!ok) threads_poison(&end->wire, e);
@@ -177,7 +189,9 @@ static void threads_close(Wire *w) {
         pthread_cond_destroy(&h->meeting[i].moved);
         free(h->meeting[i].parcels);
     }
+    for (int r = 0; r < h->world; r++) calls_close(h->calls[r]);
     pthread_mutex_destroy(&h->lock);
+    free(h->calls);
     free(h->meeting);
     free(h);
 }
@@ -199,7 +213,10 @@ bool wire_threads_open(Wire **wires, int world, double timeout, bool late, Error
         MUST(h->meeting[i].parcels);
     }
     pthread_condattr_destroy(&monotonic);
+    h->calls = calloc((size_t)world, sizeof(CallLog *));
+    MUST(h->calls);
     for (int r = 0; r < world; r++) {
+        h->calls[r] = calls_open();
         End *end = calloc(1, sizeof *end);
         MUST(end);
         end->hub = h;
@@ -207,6 +224,7 @@ bool wire_threads_open(Wire **wires, int world, double timeout, bool late, Error
         end->wire = (Wire){.world = world,
                            .rank = r,
                            .timeout = timeout,
+                           .calls = h->calls[r],
                            .exchange = threads_exchange,
                            .meet = threads_meet,
                            .poison = threads_poison,

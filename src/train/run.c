@@ -142,7 +142,9 @@ static bool open_all(Run *r, Wire *wire, const char *device, const size_t *bytes
     if (!r->device) return false;
     device_rate(r->device, c->compute_type);
     r->comm.device = r->device;
-    if (!comm_open(&r->comm, &mesh, wire, r->device, e) || !open_arenas(r, bytes, e)) return false;
+    if (!comm_open(&r->comm, &mesh, wire, r->device, e)) return false;
+    if (!r->device->sim && !comm_greet(&r->comm, config_shared(c), e)) return false;
+    if (!open_arenas(r, bytes, e)) return false;
     r->store = store_open(c, r->spec, &r->comm, bytes, e);
     if (!r->store) return false;
     if (!open_batches(r, e)) return false;

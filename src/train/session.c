@@ -3,11 +3,13 @@
 
 #include "checkpoint/checkpoints.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- Threads ----------------------------------------------------------------------------------- */
@@ -132,9 +134,15 @@ static bool open_wires(Session *s, Error *e) {
     return s->wires[0] != NULL;
 }
 
+enum { GRACE_SECONDS = 3 }; /* for the other ranks of a process to return when one has failed */
+
 typedef struct {
     Session *session;
     Run **runs;
+    pthread_mutex_t lock;
+    pthread_cond_t returned;
+    int left;    /* ranks that have not returned */
+    bool failed; /* one of those that have */
 } Ranks;
 
 /* Ranks of one mpirun mostly fail alike: rank 0 speaks, which ends the job; the others speak when it has not done so. */
@@ -155,18 +163,29 @@ void error_place(Error *e, const char *format, ...) {
     va_end(args);
 }
 
+static void rank_returns(Ranks *all, int index, const Error *e, bool ok) {
+    pthread_mutex_lock(&all->lock);
+    all->session->errors[index] = *e;
+    all->failed = all->failed || !ok;
+    all->left--;
+    pthread_cond_signal(&all->returned);
+    pthread_mutex_unlock(&all->lock);
+}
+
 /* A rank that fails tells the others; its Run stays open until all have returned, since they may be reading its memory. */
 static void rank_main(void *context, int index) {
     Ranks *all = context;
     Session *s = all->session;
-    Error *e = &s->errors[index];
+    Error e = {0};
     Wire *w = s->wires[index];
-    all->runs[index] = run_open(s->config, &s->spec, s->tokens, w, s->config->device, &s->price[w->rank], e);
-    if (!all->runs[index] && s->world > 1) error_place(e, " (rank %d)", w->rank);
-    bool ok = all->runs[index] && s->body(s, all->runs[index], e);
-    if (ok || e->code == EXIT_STOPPED) return;
-    let_leader_speak();
-    w->poison(w, e);
+    all->runs[index] = run_open(s->config, &s->spec, s->tokens, w, s->config->device, &s->price[w->rank], &e);
+    if (!all->runs[index] && s->world > 1 && e.code != EXIT_USAGE) error_place(&e, " (rank %d)", w->rank);
+    bool ok = (all->runs[index] && s->body(s, all->runs[index], &e)) || e.code == EXIT_STOPPED;
+    if (!ok) {
+        let_leader_speak();
+        w->poison(w, &e);
+    }
+    rank_returns(all, index, &e, ok);
 }
 
 /* The first rank with an error of its own speaks; those that only lost a peer do not. */
@@ -180,6 +199,37 @@ static const Error *worst_error(const Session *s) {
     return found;
 }
 
+/* The ranks of this process that have failed end it, also when another never returns: nobody can end a thread. */
+static void *guard_ranks(void *context) {
+    Ranks *all = context;
+    struct timespec until = {0};
+    pthread_mutex_lock(&all->lock);
+    while (all->left > 0 && !all->failed) pthread_cond_wait(&all->returned, &all->lock);
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += GRACE_SECONDS;
+    while (all->left > 0)
+        if (pthread_cond_timedwait(&all->returned, &all->lock, &until) == ETIMEDOUT && all->left > 0) {
+            fflush(stdout);
+            _exit(session_error(worst_error(all->session)));
+        }
+    pthread_mutex_unlock(&all->lock);
+    return NULL;
+}
+
+static void run_ranks(Session *s) {
+    Ranks all = {.session = s,
+                 .runs = calloc((size_t)s->local, sizeof(Run *)),
+                 .left = s->local,
+                 .lock = PTHREAD_MUTEX_INITIALIZER,
+                 .returned = PTHREAD_COND_INITIALIZER};
+    pthread_t guard;
+    MUST(all.runs && pthread_create(&guard, NULL, guard_ranks, &all) == 0);
+    threads_run(s->local, rank_main, &all);
+    pthread_join(guard, NULL);
+    for (int i = 0; i < s->local; i++) run_close(all.runs[i]);
+    free(all.runs);
+}
+
 int session_run(Session *s, PriceFunction price, RankBody body, void *context) {
     Error e = {0};
     s->body = body;
@@ -188,11 +238,7 @@ int session_run(Session *s, PriceFunction price, RankBody body, void *context) {
     MUST(s->price);
     if (!price(s->config, &s->spec, s->world, s->price, &e) || !fits(s, &e) || !open_wires(s, &e))
         return session_error(&e);
-    Ranks all = {.session = s, .runs = calloc((size_t)s->local, sizeof(Run *))};
-    MUST(all.runs);
-    threads_run(s->local, rank_main, &all);
-    for (int i = 0; i < s->local; i++) run_close(all.runs[i]);
-    free(all.runs);
+    run_ranks(s);
     const Error *worst = worst_error(s);
     if (!worst) return EXIT_DONE;
     return worst->code == EXIT_STOPPED ? EXIT_STOPPED : session_error(worst);
