@@ -107,3 +107,20 @@ needs_mpi() {
     [[ $code == 0 ]] || wrong "one rank under mpirun fails: $(cat "$here/err")"
 }
 
+# `process_of RANK`: sets $process to that of this rank, among those of the job.
+process_of() {
+    for process in $(pgrep -f -- "--run $here"); do
+        if tr '\0' '\n' <"/proc/$process/environ" 2>/dev/null | grep -qx "OMPI_COMM_WORLD_RANK=$1"; then return; fi
+    done
+    wrong "there is no process of rank $1 below mpirun"
+}
+
+# `stopped_rank_was_named RANK TIMEOUT`: the job, of which this rank was stopped at $start, has ended as it must.
+stopped_rank_was_named() {
+    [[ $code == 6 ]] || wrong "rank $1 was stopped: exit $code, $(cat "$here/err")"
+    ((SECONDS - start <= $2 + 5)) || wrong "it took $((SECONDS - start)) s"
+    [[ $(grep -c "^mop: error" "$here/err") == 1 ]] || wrong "not one line of error: $(cat "$here/err")"
+    grep -q "^mop: error\[6\]: rank $1 did not answer after rank [0-9]* had waited $2 s in collective" "$here/err" ||
+        wrong "the line does not name rank $1: $(cat "$here/err")"
+    grep -Eq "^ *$1  does not answer$" "$here/err" || wrong "no table of the last collectives: $(cat "$here/err")"
+}

@@ -7,13 +7,9 @@ needs_mpi
 for rank in 0 2; do
     begin "${launch[@]}" 3 "$MOP" train examples/tiny.yaml --run "$here/run$rank" --set train.steps=100000
     wait_for 3 "$here/run$rank"
-    victim=
-    for process in $(pgrep -P "$job"); do
-        if tr '\0' '\n' <"/proc/$process/environ" | grep -qx "OMPI_COMM_WORLD_RANK=$rank"; then victim=$process; fi
-    done
-    [[ -n $victim ]] || wrong "there is no process of rank $rank below mpirun"
+    process_of $rank
     start=$SECONDS
-    kill -9 "$victim"
+    kill -9 "$process"
     ended
     [[ $code != 0 ]] || wrong "the job ended as if nothing had happened"
     ((SECONDS - start < 10)) || wrong "it took $((SECONDS - start)) s"
