@@ -2,7 +2,7 @@
  * too; and what ranks learn when one of them fails or does not come. A rank of these tests is a thread with a
  * device and a Comm of its own; it never asserts, but says in its Error what is wrong. (cmocka has a macro of the
  * name `fail`; in parentheses it is ours.) */
-#include "comm/comm.h"
+#include "comm/calls.h"
 #include "ops/kernels.h"
 #include "ranks.h"
 #include "testing.h"
@@ -870,41 +870,53 @@ static void when_a_rank_fails_all_others_return_within_5_seconds_with_its_reason
     }
 }
 
+enum { CUT_MEMBERS = 4 };
+
 typedef struct {
-    double delay;
-    int64_t exchanges[2];
+    double delay; /* before rank CUT_MEMBERS poisons the wire; 0: it never does, and members nap until one times out */
+    int64_t exchanges[CUT_MEMBERS];
 } Cut;
 
-/* Ranks 0 and 1 exchange until rank 3, of another group, poisons the wire. */
+/* The first group exchanges until the first rank of the other one poisons the wire, or until one has waited too long. */
 static bool exchange_until_cut(Peers *p, int rank, Error *e) {
     Cut *cut = p->context;
-    if (rank == 2) return true;
-    if (rank == 3) {
+    if (rank > CUT_MEMBERS || (rank == CUT_MEMBERS && cut->delay == 0)) return true;
+    if (rank == CUT_MEMBERS) {
         nap(cut->delay);
         return (fail)(e, EXIT_IO, "cut");
     }
     const Axis *a = &p->comm[rank].group[AXIS_EXPERT].axis;
+    Draws d = {(uint64_t)rank, 0};
     for (;; cut->exchanges[rank]++) {
-        int64_t mine = cut->exchanges[rank], got[2] = {-1, -1};
-        Parcel parcels[2];
-        for (int j = 0; j < 2; j++)
+        int64_t mine = cut->exchanges[rank], got[CUT_MEMBERS];
+        Parcel parcels[CUT_MEMBERS];
+        for (int j = 0; j < CUT_MEMBERS; j++)
             parcels[j] =
                 (Parcel){.send = &mine, .receive = &got[j], .send_bytes = sizeof mine, .receive_bytes = sizeof mine};
+        if (cut->delay == 0) nap(1e-6 * (double)draw(&d, 1200));
         if (!p->wire[rank]->exchange(p->wire[rank], a, parcels, e)) return false;
-        if (got[0] != mine || got[1] != mine)
-            return (fail)(e, EXIT_DATA, "got %lld and %lld", (long long)got[0], (long long)got[1]);
+        for (int j = 0; j < CUT_MEMBERS; j++)
+            if (got[j] != mine) return (fail)(e, EXIT_DATA, "got %lld from %d", (long long)got[j], j);
     }
 }
 
+static void assert_all_or_none(Peers p, Cut cut) {
+    peers_try(&p, exchange_until_cut, &cut);
+    for (int rank = 0; rank < CUT_MEMBERS; rank++) {
+        assert_int_equal(p.error[rank].code, EXIT_PEER);
+        assert_string_equal(p.error[rank].text, p.error[0].text);
+        assert_int_equal(cut.exchanges[rank], cut.exchanges[0]);
+    }
+}
+
+/* Whoever gives up takes his arrival back; were he to do so after the last has come, some would exchange and some not. */
 static void an_exchange_happens_for_all_its_members_or_for_none(void **state) {
     (void)state;
-    for (int i = 0; i < 150; i++) {
-        Peers p = {.world = 4, .sets = {"mixture.expert=2"}};
-        Cut cut = {.delay = 2e-5 * i};
-        peers_try(&p, exchange_until_cut, &cut);
-        for (int rank = 0; rank < 2; rank++) assert_int_equal(p.error[rank].code, EXIT_PEER);
-        assert_int_equal(cut.exchanges[0], cut.exchanges[1]);
-    }
+    for (int i = 0; i < 100; i++)
+        assert_all_or_none((Peers){.world = 8, .late = i % 2, .sets = {"mixture.expert=4"}},
+                           (Cut){.delay = 2e-5 * (i + 1)});
+    for (int i = 0; i < 30; i++) /* timeouts of about as long as the others nap */
+        assert_all_or_none((Peers){.world = 8, .timeout = 9e-4 + 1e-5 * i, .sets = {"mixture.expert=4"}}, (Cut){0});
 }
 
 static bool come_but_for_one(Peers *p, int rank, Error *e) {
@@ -929,6 +941,87 @@ static void a_rank_that_never_comes_is_a_timeout_that_says_so(void **state) {
         assert_non_null(strstr(p.error[r].text, "rank 3 had come to no collective yet after rank "));
         assert_non_null(strstr(p.error[r].text, "collective 1 (host_message over world {0 1 2 3}, step 0"));
         assert_non_null(strstr(p.error[r].text, "comm.timeout"));
+    }
+}
+
+/* What the Error says of these numbers of 4 ranks (-1: no answer); rank 0 has noticed. */
+static Error named(const int64_t *numbers) {
+    Tail tails[4] = {0};
+    Error e = {0};
+    for (int r = 0; r < 4; r++) {
+        CallLog *l = calls_open();
+        for (int64_t n = 0; n < numbers[r]; n++) {
+            calls_queue(l, (Call){.axis = {AXIS_RING, 2, r / 2, r % 2, 2},
+                                  .collective = n % 2 ? HOST_MESSAGE : ALL_REDUCE,
+                                  .step = n / 10,
+                                  .layer = n % 10 - 1});
+            calls_begin(l);
+            if (n + 1 < numbers[r]) calls_end(l);
+        }
+        if (numbers[r] >= 0) tails[r] = calls_tail(l);
+        calls_close(l);
+    }
+    assert_false(calls_fail(&e, tails, 4, 0, 30));
+    return e;
+}
+
+static void a_lost_rank_is_named_by_its_number_or_its_silence(void **state) {
+    (void)state;
+    static const struct {
+        int64_t numbers[4];
+        const char *said;
+    } rows[] = {
+        {{603, 602, 603, 603}, "rank 1 is behind: at collective 602 (host_message over ring {1 3}, step 60, layer 0)"},
+        {{602, 601, 603, 601}, "ranks 1, 3 are behind: at collective 601 (all_reduce over ring {1 3}, step 60)"},
+        {{602, 601, -1, 602}, "rank 2 did not answer after rank 0 had waited 30 s in collective 602 (host_message"},
+        {{9, -1, -1, -1}, "ranks 1, 2, 3 did not answer"},
+        {{1, 0, 1, 1}, "rank 1 had come to no collective yet after rank 0 had waited 30 s in collective 1 (all_reduce"},
+        {{7, 7, 7, 7},
+         "nothing moved for 30 s although all ranks have come to collective 7 (all_reduce over ring {0 2}"},
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        Error e = named(rows[i].numbers);
+        assert_int_equal(e.code, EXIT_PEER);
+        if (strncmp(e.text, rows[i].said, strlen(rows[i].said)) != 0)
+            fail_msg("\"%s\" does not begin with \"%s\"", e.text, rows[i].said);
+    }
+}
+
+static void a_tail_shows_the_call_at_hand_and_those_around_it(void **state) {
+    (void)state;
+    CallLog *l = calls_open();
+    for (int n = 1; n <= 1300; n++) {
+        calls_queue(l, (Call){.step = n});
+        if (n <= 1000) calls_begin(l);
+        if (n <= 999) calls_end(l);
+    }
+    Tail t = calls_tail(l);
+    assert_true(t.known && t.queued == 1300 && t.begun == 1000 && t.done == 999);
+    assert_true(t.count == CALLS_TOLD && t.first + t.count == 1003);
+    for (uint64_t i = 0; i < t.count; i++) assert_true((uint64_t)t.call[i].step == t.first + i);
+    calls_close(l);
+}
+
+static bool greet(Peers *p, int rank, Error *e) {
+    const uint64_t *settings = p->context;
+    static const Meter nothing;
+    bool ok = comm_greet(&p->comm[rank], settings[rank], e);
+    if (memcmp(&p->device[rank]->meter, &nothing, sizeof nothing) != 0)
+        return (fail)(e, EXIT_DATA, "a greeting is metered");
+    return ok;
+}
+
+static void ranks_of_other_settings_are_refused_in_the_same_words_everywhere(void **state) {
+    (void)state;
+    static const char *const sets[] = {"mixture.expert=2", "mixture.expert_shard=2", "mixture.dense=2", NULL};
+    uint64_t settings[8] = {7, 7, 7, 7, 7, 7, 7, 7};
+    Peers p = {.world = 8, .sets = {sets[0], sets[1], sets[2]}};
+    peers_run(p, greet, settings);
+    settings[5] = 8;
+    peers_try(&p, greet, settings);
+    for (int r = 0; r < 8; r++) {
+        assert_int_equal(p.error[r].code, EXIT_USAGE);
+        assert_non_null(strstr(p.error[r].text, "rank 5 was started with other settings than rank 0; "));
     }
 }
 
@@ -984,6 +1077,9 @@ int main(void) {
         cmocka_unit_test(when_a_rank_fails_all_others_return_within_5_seconds_with_its_reason),
         cmocka_unit_test(an_exchange_happens_for_all_its_members_or_for_none),
         cmocka_unit_test(a_rank_that_never_comes_is_a_timeout_that_says_so),
+        cmocka_unit_test(a_lost_rank_is_named_by_its_number_or_its_silence),
+        cmocka_unit_test(a_tail_shows_the_call_at_hand_and_those_around_it),
+        cmocka_unit_test(ranks_of_other_settings_are_refused_in_the_same_words_everywhere),
         cmocka_unit_test(a_rank_that_fails_between_steps_ends_the_training_of_all),
     };
     int failed = cmocka_run_group_tests_name("collectives", launched, NULL, NULL);

@@ -124,9 +124,9 @@ void calls_print(const Tail *tails, int world, FILE *f) {
 
 /* ---- Who is behind ---------------------------------------------------------------------------- */
 
-/* The ranks for which `is` holds, as "rank 3" or "ranks 1, 2, 3 and 9 more"; NULL-safe for none ("no rank"). */
+/* The ranks for which `is` holds, at least one: "rank 3" or "ranks 1, 2, 3, 4, 5, 6, 7, 8 and 9 more". */
 static Words rank_words(const bool *is, int world) {
-    Words w = {"no rank"};
+    Words w;
     int count = 0, told = 0, n = 0;
     for (int r = 0; r < world; r++) count += is[r];
     for (int r = 0; r < world && told < 8; r++)
@@ -143,10 +143,10 @@ static Words rank_words(const bool *is, int world) {
 bool calls_fail(Error *e, const Tail *tails, int world, int rank, double timeout) {
     const char *hint = "raise comm.timeout if it is only slow";
     Words mine = call_words(&tails[rank], tails[rank].begun);
-    bool *is = calloc((size_t)world, sizeof *is), silent = false, together = true;
+    bool *is = calloc((size_t)world, sizeof *is), silent = false;
     MUST(is);
     uint64_t least = UINT64_MAX;
-    int one = 0; /* of those behind */
+    int one = 0, count = 0; /* of those behind */
     for (int r = 0; r < world; r++) {
         is[r] = !tails[r].known;
         silent = silent || is[r];
@@ -154,7 +154,7 @@ bool calls_fail(Error *e, const Tail *tails, int world, int rank, double timeout
     }
     for (int r = 0; r < world && !silent; r++) {
         is[r] = tails[r].begun == least;
-        together = together && is[r];
+        count += is[r];
     }
     Words who = rank_words(is, world), there = call_words(&tails[one], least);
     free(is);
@@ -162,13 +162,13 @@ bool calls_fail(Error *e, const Tail *tails, int world, int rank, double timeout
         return fail(e, EXIT_PEER,
                     "%s did not answer after rank %d had waited %g s in %s; look whether it was stopped or cut off, %s",
                     who.text, rank, timeout, mine.text, hint);
-    if (together)
+    if (count == world)
         return fail(e, EXIT_PEER,
                     "nothing moved for %g s although all ranks have come to %s; look at the network, or %s", timeout,
                     mine.text, hint);
     if (least == 0)
         return fail(e, EXIT_PEER, "%s had come to no collective yet after rank %d had waited %g s in %s; %s", who.text,
                     rank, timeout, mine.text, hint);
-    return fail(e, EXIT_PEER, "%s is behind: at %s after rank %d had waited %g s in %s; %s", who.text, there.text, rank,
-                timeout, mine.text, hint);
+    return fail(e, EXIT_PEER, "%s %s behind: at %s after rank %d had waited %g s in %s; %s", who.text,
+                count > 1 ? "are" : "is", there.text, rank, timeout, mine.text, hint);
 }

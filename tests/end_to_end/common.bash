@@ -115,10 +115,11 @@ process_of() {
     wrong "there is no process of rank $1 below mpirun"
 }
 
-# `stopped_rank_was_named RANK TIMEOUT`: the job, of which this rank was stopped at $start, has ended as it must.
+# `stopped_rank_was_named RANK TIMEOUT`: the job, of which this rank was stopped at $start, has ended as it must: within the timeout
+# and 5 s. The limit is twice the 5 s: mpirun itself takes its time where other programs hold the cores.
 stopped_rank_was_named() {
     [[ $code == 6 ]] || wrong "rank $1 was stopped: exit $code, $(cat "$here/err")"
-    ((SECONDS - start <= $2 + 5)) || wrong "it took $((SECONDS - start)) s"
+    ((SECONDS - start <= $2 + 10)) || wrong "it took $((SECONDS - start)) s"
     [[ $(grep -c "^mop: error" "$here/err") == 1 ]] || wrong "not one line of error: $(cat "$here/err")"
     grep -q "^mop: error\[6\]: rank $1 did not answer after rank [0-9]* had waited $2 s in collective" "$here/err" ||
         wrong "the line does not name rank $1: $(cat "$here/err")"
