@@ -520,19 +520,22 @@ void KERNEL(attention_delta)(Stream *s, const void *args) {
     parallel(stream_pool(s), ceil_div(a->out.dim[0], CHUNK), find_delta, (void *)args);
 }
 
-/* s: scores to P; ds: dP to dS. lse and delta are those of the queries: each row's or each lane's. A query that sees
- * nothing has lse -infinity and scores -infinity: its P must be 0, not NaN. */
+/* Of a query that sees nothing lse and scores are -infinity: with 0 for lse its P is 0, not NaN. */
+static void take_lse(REAL *to, const REAL *lse, int64_t count) {
+    for (int64_t i = 0; i < count; i++) to[i] = lse[i] == -(REAL)INFINITY ? 0 : lse[i];
+}
+
+/* s: scores to P; ds: dP to dS. lse and delta are those of the queries: each row's or each lane's. */
 INLINE void differ(REAL *s, REAL *ds, int64_t rows, REAL scale, const REAL *lse, const REAL *delta,
                    const bool by_lane) {
     Vector lane_lse[VECTORS], lane_delta[VECTORS];
     for (int v = 0; v < VECTORS && by_lane; v++) {
-        lane_lse[v] = zero_where_infinite(vector_load(lse + v * LANES));
+        lane_lse[v] = vector_load(lse + v * LANES);
         lane_delta[v] = vector_load(delta + v * LANES);
     }
     for (int64_t r = 0; r < rows; r++, s += STRIP, ds += STRIP) {
         UNROLLED for (int v = 0; v < VECTORS; v++) {
-            Vector l = by_lane ? lane_lse[v] : zero_where_infinite(vector_all(lse[r]));
-            Vector m = by_lane ? lane_delta[v] : vector_all(delta[r]);
+            Vector l = by_lane ? lane_lse[v] : vector_all(lse[r]), m = by_lane ? lane_delta[v] : vector_all(delta[r]);
             Vector p = vector_exp(scale * vector_load(s + v * LANES) - l);
             vector_store(s + v * LANES, p);
             vector_store(ds + v * LANES, scale * p * (vector_load(ds + v * LANES) - m));
@@ -568,7 +571,7 @@ static Sums dq_sums(const AttentionArgs *a, const Scratch *w, int64_t head) {
 static void find_dkv(const Job *job, int64_t kv, int64_t block, int worker) {
     const AttentionArgs *a = job->a;
     int64_t d = a->q.dim[2], group = a->q.dim[1] / a->k.dim[1], strip = d * STRIP;
-    const REAL *lse = a->lse.data, *delta = a->delta.data;
+    REAL lse[CHUNK];
     Block b = block_of(a, false, block);
     Scratch w = scratch_of(job, worker);
     hold(w.held[0], a->k, kv, b.at, b.count, w.passing[0]);
@@ -582,14 +585,15 @@ static void find_dkv(const Job *job, int64_t kv, int64_t block, int worker) {
         for (int64_t row = b.begin; row < b.end; row += CHUNK) {
             int64_t rows = min64(CHUNK, b.end - row);
             Rows q = pass(a->q, head, row, rows, w.passing[0]), dout = pass(a->dout, head, row, rows, w.passing[1]);
+            const REAL *delta = (const REAL *)a->delta.data + head * a->q.dim[0] + row;
+            take_lse(lse, (const REAL *)a->lse.data + head * a->q.dim[0] + row, rows);
             for (int64_t i = 0; i < b.strips; i++) {
                 Part part = part_seen(&b.see[i], row);
                 if (part.rows <= 0) continue;
-                int64_t first = head * a->q.dim[0] + row + part.from;
                 meet(w.s, rows_from(q, part.from), part.rows, w.held[0] + i * strip, d);
                 meet(w.ds, rows_from(dout, part.from), part.rows, w.held[1] + i * strip, d);
                 mask_unseen(w.s, &b.see[i], row + part.from, part.rows);
-                differ(w.s, w.ds, part.rows, (REAL)a->shape.scale, lse + first, delta + first, false);
+                differ(w.s, w.ds, part.rows, (REAL)a->shape.scale, lse + part.from, delta + part.from, false);
                 gather(w.sum[1] + i * strip, NULL, rows_from(dout, part.from), part.rows, w.s, d);
                 gather(w.sum[0] + i * strip, NULL, rows_from(q, part.from), part.rows, w.ds, d);
                 if (!job->fused) continue;
@@ -609,7 +613,7 @@ static void find_dq(const Job *job, int64_t head, int64_t block, int worker) {
     Block b = block_of(a, true, block);
     Scratch w = scratch_of(job, worker);
     REAL lse[BLOCK] = {0}, delta[BLOCK] = {0};
-    memcpy(lse, (const REAL *)a->lse.data + head * a->q.dim[0] + b.at, (size_t)b.count * sizeof(REAL));
+    take_lse(lse, (const REAL *)a->lse.data + head * a->q.dim[0] + b.at, b.count);
     memcpy(delta, (const REAL *)a->delta.data + head * a->q.dim[0] + b.at, (size_t)b.count * sizeof(REAL));
     hold(w.held[0], a->q, head, b.at, b.count, w.passing[0]);
     hold(w.held[1], a->dout, head, b.at, b.count, w.passing[0]);
