@@ -62,6 +62,11 @@ bool mesh_plan(Mesh *m, const Config *c, int world, int rank, Error *e) {
     return true;
 }
 
+Share axis_share(const Axis *a, int64_t n) {
+    int64_t each = ceil_div(n, a->size), first = min64(n, a->index * each);
+    return (Share){.each = each, .first = first, .here = min64(each, n - first)};
+}
+
 static void print_axis(const Config *c, int world, AxisName a, FILE *f) {
     fprintf(f, "%-19s", axis_name(a));
     for (int rank = 0; rank < world; rank++) {

@@ -42,6 +42,14 @@ typedef struct {
 
 /* The mesh of one rank. mixture_dense 0 means all ranks. A size that does not divide is EXIT_USAGE, in one sentence. */
 bool mesh_plan(Mesh *m, const Config *c, int world, int rank, Error *e);
+
+/* n things (experts, rows of the vocabulary) cut over an axis: ceil(n / size) each in the order of its members, the last ones with fewer
+ * or none. */
+typedef struct {
+    int64_t each, first, here; /* this rank has first .. first + here - 1 */
+} Share;
+Share axis_share(const Axis *a, int64_t n);
+
 void mesh_print(const Config *c, int world, FILE *f); /* every axis's groups, a line each */
 
 #endif

@@ -1,4 +1,4 @@
-/* The layout table: parts, their parameters, and the slices of Hugging Face tensors that this rank holds. */
+/* The layout table: parts, their segments and parameters, and the slices of Hugging Face tensors that this rank holds. */
 #include "store/layout.h"
 
 #include <stdlib.h>
@@ -9,91 +9,113 @@ static const ParameterName layer_parameters[] = {ATTENTION_NORM, Q,      K,     
                                                  MLP_DOWN,       ROUTER, EXPERT_GATE, EXPERT_UP, EXPERT_DOWN};
 static const ParameterName head_parameters[] = {FINAL_NORM, HEAD};
 
+static const struct {
+    AxisName shards, replicas;
+} axes[SEGMENT_COUNT] = {
+    [SEGMENT_DENSE] = {AXIS_DENSE, AXIS_DENSE_REPLICA},
+    [SEGMENT_EXPERTS] = {AXIS_EXPERT_SHARD, AXIS_EXPERT_REPLICA},
+    [SEGMENT_VOCABULARY] = {AXIS_VOCABULARY, AXIS_VOCABULARY_REPLICA},
+};
+
 static int64_t elements(const Shape *s) {
     int64_t n = 1;
     for (int i = 0; i < s->dims; i++) n *= s->dim[i];
     return n;
 }
 
-/* Dense parameters first: their offsets count in the flat part; experts' follow the shard. */
-static void lay_out(PartLayout *p, const Spec *spec, const Layout *l, const ParameterName *names, size_t n,
-                    int64_t members) {
-    for (int experts = 0; experts < 2; experts++) {
-        int64_t at = experts ? p->shard : 0;
-        for (size_t i = 0; i < n; i++) {
-            Entry e = {.parameter = names[i], .at = at};
-            if (!spec_shape(spec, names[i], p->layer, &e.shape) || e.shape.expert != (experts == 1)) continue;
-            e.count = experts ? elements(&e.shape) / e.shape.dim[0] * l->experts_here : elements(&e.shape);
-            at += e.count;
-            p->entry[p->entries++] = e;
-        }
-        if (!experts) {
-            p->dense_entries = p->entries;
-            p->shard = ceil_div(at, members);
-            p->whole = p->shard * members;
-        }
-        p->kept = experts ? at : p->shard;
+/* A parameter as this rank uses it: whole, its experts, or its rows of the vocabulary. */
+static Entry entry_of(const Layout *l, const Mesh *mesh, ParameterName name, Shape shape) {
+    bool rows = (name == EMBED || name == HEAD) && mesh->axis[AXIS_VOCABULARY].size > 1;
+    Entry e = {.parameter = name, .segment = SEGMENT_DENSE, .shape = shape, .tensors = 1};
+    if (shape.expert) {
+        e.segment = SEGMENT_EXPERTS;
+        e.tensors = e.shape.dim[0] = l->experts.here;
+    } else if (rows) {
+        e.segment = SEGMENT_VOCABULARY;
+        e.shape.dim[0] = l->vocabulary.here;
+        e.first_element = l->vocabulary.first * shape.dim[1];
+    }
+    e.count = elements(&e.shape);
+    return e;
+}
+
+static void lay_out(PartLayout *p, const Spec *spec, const Mesh *mesh, const Layout *l, const ParameterName *names,
+                    size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        Shape shape;
+        if (!spec_shape(spec, names[i], p->layer, &shape)) continue;
+        Entry *e = &p->entry[p->entries++];
+        *e = entry_of(l, mesh, names[i], shape);
+        e->at = p->segment[e->segment].whole;
+        p->segment[e->segment].whole += e->count;
+    }
+    for (int i = 0; i < SEGMENT_COUNT; i++) {
+        Segment *s = &p->segment[i];
+        const Axis *a = &mesh->axis[axes[i].shards];
+        int64_t members = i == SEGMENT_VOCABULARY ? 1 : a->size; /* its rows are already those of this rank */
+        s->shards = axes[i].shards;
+        s->replicas = axes[i].replicas;
+        s->moves = members > 1;
+        s->shard = ceil_div(s->whole, members);
+        s->whole = s->shard * members;
+        s->begin = s->moves ? a->index * s->shard : 0;
+        s->at = p->kept;
+        p->kept += s->shard;
     }
 }
 
 /* ---- Slices ----------------------------------------------------------------------------------- */
 
-static void add_slice(Layout *l, const Spec *spec, const Slice *of, int64_t expert) {
-    Slice *s = &l->slice[l->slices++];
-    *s = *of;
-    s->expert = expert;
-    spec_name(spec, s->parameter, s->layer, expert, s->name, sizeof s->name);
+Kept layout_kept(const PartLayout *p, const Entry *e, int64_t first, int64_t count) {
+    const Segment *s = &p->segment[e->segment];
+    int64_t from = max64(s->begin, e->at + first), to = min64(s->begin + s->shard, e->at + first + count);
+    if (from >= to) return (Kept){.at = s->at};
+    return (Kept){.at = s->at + from - s->begin, .count = to - from, .first = from - e->at};
 }
 
-static void slice_part(Layout *l, int64_t part, const Spec *spec, const Mesh *mesh) {
+/* What this rank keeps of one entry: a slice of each of its tensors, where it has any of it. */
+static void slice_entry(Layout *l, int64_t part, const Entry *e, const Spec *spec, const Mesh *mesh) {
     const PartLayout *p = &l->part[part];
-    int64_t begin = mesh->axis[AXIS_DENSE].index * p->shard, end = begin + p->shard;
-    for (int i = 0; i < p->entries; i++) {
-        const Entry *e = &p->entry[i];
-        int lead = e->shape.expert ? 1 : 0; /* the tensor of one expert has no expert dimension */
-        Slice s = {.dims = e->shape.dims - lead, .parameter = e->parameter, .layer = p->layer, .part = part};
-        for (int d = 0; d < s.dims; d++) s.dim[d] = e->shape.dim[d + lead];
-        if (!e->shape.expert) {
-            int64_t from = max64(begin, e->at), to = min64(end, e->at + e->count);
-            s.first = from - e->at;
-            s.count = to - from;
-            s.at = from - begin;
-            s.owner = mesh->axis[AXIS_DENSE_REPLICA].index == 0;
-            if (s.count > 0) add_slice(l, spec, &s, -1);
-            continue;
-        }
-        s.count = l->experts_here ? e->count / l->experts_here : 0;
-        s.owner = mesh->axis[AXIS_EXPERT_REPLICA].index == 0;
-        for (int64_t x = 0; x < l->experts_here; x++) {
-            s.at = e->at + x * s.count;
-            add_slice(l, spec, &s, l->expert_first + x);
-        }
+    Shape whole;
+    MUST(spec_shape(spec, e->parameter, p->layer, &whole));
+    int lead = whole.expert ? 1 : 0; /* the tensor of one expert has no expert dimension */
+    Slice s = {.dims = whole.dims - lead, .parameter = e->parameter, .layer = p->layer, .part = part};
+    for (int d = 0; d < s.dims; d++) s.dim[d] = whole.dim[d + lead];
+    s.owner = mesh->axis[p->segment[e->segment].replicas].index == 0;
+    for (int64_t x = 0; x < e->tensors; x++) {
+        int64_t each = e->count / e->tensors;
+        Kept k = layout_kept(p, e, x * each, each);
+        if (k.count == 0) continue;
+        s.expert = whole.expert ? l->experts.first + x : -1;
+        s.first = e->first_element + k.first - x * each;
+        s.count = k.count;
+        s.at = k.at;
+        spec_name(spec, s.parameter, s.layer, s.expert, s.name, sizeof s.name);
+        l->slice[l->slices++] = s;
     }
 }
 
 Layout *layout_open(const Spec *spec, const Mesh *mesh) {
     Layout *l = calloc(1, sizeof *l);
     MUST(l);
-    Axis expert = mesh->axis[AXIS_EXPERT];
-    int64_t members = mesh->axis[AXIS_DENSE].size;
-    l->experts_each = max64(1, ceil_div(spec->experts, expert.size));
-    l->expert_first = min64(spec->experts, expert.index * l->experts_each);
-    l->experts_here = min64(l->experts_each, spec->experts - l->expert_first);
+    l->experts = axis_share(&mesh->axis[AXIS_EXPERT], spec->experts);
+    l->vocabulary = axis_share(&mesh->axis[AXIS_VOCABULARY], spec->vocabulary);
     l->parts = spec->layers + 2;
     l->part = calloc((size_t)l->parts, sizeof *l->part);
-    l->slice = calloc((size_t)l->parts * (PARAMETER_COUNT + 3 * (size_t)l->experts_here), sizeof *l->slice);
+    l->slice = calloc((size_t)l->parts * (PARAMETER_COUNT + 3 * (size_t)l->experts.here), sizeof *l->slice);
     MUST(l->part && l->slice);
     for (int64_t i = 0; i < l->parts; i++) {
         PartLayout *p = &l->part[i];
         p->layer = i == 0 || i == l->parts - 1 ? -1 : i - 1;
         if (i == 0)
-            lay_out(p, spec, l, embed_parameters, COUNT(embed_parameters), members);
+            lay_out(p, spec, mesh, l, embed_parameters, COUNT(embed_parameters));
         else if (i == l->parts - 1)
-            lay_out(p, spec, l, head_parameters, COUNT(head_parameters), members);
+            lay_out(p, spec, mesh, l, head_parameters, COUNT(head_parameters));
         else
-            lay_out(p, spec, l, layer_parameters, COUNT(layer_parameters), members);
+            lay_out(p, spec, mesh, l, layer_parameters, COUNT(layer_parameters));
     }
-    for (int64_t i = 0; i < l->parts; i++) slice_part(l, i, spec, mesh);
+    for (int64_t i = 0; i < l->parts; i++)
+        for (int j = 0; j < l->part[i].entries; j++) slice_entry(l, i, &l->part[i].entry[j], spec, mesh);
     return l;
 }
 

@@ -1,12 +1,13 @@
 /* The store: fetch, release, give. Everything a rank keeps of a part is one vector (layout.h), so that one AdamW updates it and one
  * address holds it.
  *
- *   forward   fetch(l): due AdamW on the kept vector -> all_gather of the dense shard into a slot   (l + 1 moves behind)
- *   backward  gradients(l): zeroed slot -> layer_backward adds -> give(l): reduce_scatter into the shard's gradient, then all_reduce over
- *             the replicas; experts' gradients are added to in place and all_reduced over their replicas
+ *   forward   fetch(l): due AdamW on the kept vector -> all_gather of its cut segments into slots   (l + 1 moves behind)
+ *   backward  gradients(l): zeroed slots -> layer_backward adds -> give(l): reduce_scatter into the kept gradient, then all_reduce
+ *             over the replicas; segment by segment
  *
- * Slots: two for layers (l and its neighbour), one for the embedding, one for the head; the last two share memory unless the
- * embeddings are tied, when the head needs both. With Z = 1 the slot is the kept vector itself and nothing moves.
+ * Slots, for each segment that is cut: two for layers (l and its neighbour), one for the embedding, one for the head; the last two
+ * share memory unless the embeddings are tied, when the head needs both. A segment that is not cut is used where it is kept: nothing
+ * moves.
  */
 #include "store/layout.h"
 
@@ -21,7 +22,8 @@
 
 typedef struct {
     Tensor weight, low, m, v, gradient; /* [kept]; low only beside bf16 weights */
-    Tensor whole, whole_gradient;       /* [whole]: the slot's memory */
+    Tensor whole[SEGMENT_COUNT];        /* [whole]: in a slot, or the kept vector's own memory */
+    Tensor whole_gradient[SEGMENT_COUNT];
     bool moving, due;
     Event here, given;
 } Part;
@@ -36,8 +38,7 @@ struct Store {
     Part *part;
     StoreArenas arenas;
     AdamW update;
-    Tensor norms, totals, gathered; /* fp64: one per dense then expert entry; [2]; [world] */
-    int64_t dense_norms, expert_norms;
+    Tensor norms, total, gathered; /* fp64: one per entry [entries, 1]; [1]; [world] */
 };
 
 int64_t store_parts(const Store *s) {
@@ -49,10 +50,6 @@ StoreArenas *store_arenas(Store *s) {
 }
 
 /* ---- Opening ---------------------------------------------------------------------------------- */
-
-static bool sharded(const Store *s) {
-    return s->comm->mesh.axis[AXIS_DENSE].size > 1;
-}
 
 static Component part_component(const Store *s, int64_t part) {
     return part == 0 || part == s->layout->parts - 1 ? COMPONENT_VOCABULARY
@@ -76,45 +73,45 @@ static void open_part(Store *s, int64_t i) {
     device_component(s->device, before);
 }
 
-static Tensor whole_view(Tensor slot, int64_t elements) {
-    return tensor_rows(slot, 0, elements);
+/* This rank's shard of a segment, in a kept vector. */
+static Tensor shard_of(Tensor kept, const Segment *g) {
+    return tensor_rows(kept, g->at, g->shard);
 }
 
-/* Slot memory of one kind (weights or gradients); returns through whole() which part uses what. */
-static void open_slots(Store *s, bool gradients) {
+static void alias_whole(Store *s, SegmentName name) {
+    for (int64_t i = 0; i < s->layout->parts; i++) {
+        Part *p = &s->part[i];
+        p->whole[name] = shard_of(p->weight, &s->layout->part[i].segment[name]);
+        p->whole_gradient[name] = shard_of(p->gradient, &s->layout->part[i].segment[name]);
+    }
+}
+
+/* Slot memory of one segment and kind (weights or gradients). */
+static void open_slots(Store *s, SegmentName name, bool gradients) {
     const Layout *l = s->layout;
     Type type = gradients ? s->sum : s->real;
     Arena *a = &s->arenas.slots;
     int64_t last = l->parts - 1, layer = 0;
-    for (int64_t i = 1; i < last; i++) layer = max64(layer, l->part[i].whole);
-    int64_t embed = l->part[0].whole, head = l->part[last].whole;
-    Component before = device_component(s->device, COMPONENT_DENSE);
+    for (int64_t i = 1; i < last; i++) layer = max64(layer, l->part[i].segment[name].whole);
+    int64_t embed = l->part[0].segment[name].whole, head = l->part[last].segment[name].whole;
+    Component before = device_component(s->device, name == SEGMENT_EXPERTS ? COMPONENT_EXPERTS : COMPONENT_DENSE);
     Tensor slot[2] = {arena_tensor(a, type, DIM(layer)), arena_tensor(a, type, DIM(layer))};
     device_component(s->device, COMPONENT_VOCABULARY);
     Tensor first = arena_tensor(a, type, DIM(s->spec->tied ? embed : max64(embed, head)));
     Tensor second = s->spec->tied ? arena_tensor(a, type, DIM(head)) : first;
     device_component(s->device, before);
     for (int64_t i = 0; i <= last; i++) {
-        Tensor memory = whole_view(i == 0 ? first : i == last ? second : slot[i % 2], l->part[i].whole);
-        *(gradients ? &s->part[i].whole_gradient : &s->part[i].whole) = memory;
-    }
-}
-
-static void alias_slots(Store *s) {
-    for (int64_t i = 0; i < s->layout->parts; i++) {
-        Part *p = &s->part[i];
-        p->whole = tensor_rows(p->weight, 0, s->layout->part[i].whole);
-        p->whole_gradient = tensor_rows(p->gradient, 0, s->layout->part[i].whole);
+        Tensor memory = i == 0 ? first : i == last ? second : slot[i % 2];
+        Tensor whole = tensor_rows(memory, 0, l->part[i].segment[name].whole);
+        *(gradients ? &s->part[i].whole_gradient[name] : &s->part[i].whole[name]) = whole;
     }
 }
 
 static void open_norms(Store *s) {
-    for (int64_t i = 0; i < s->layout->parts; i++) {
-        s->dense_norms += s->layout->part[i].dense_entries;
-        s->expert_norms += s->layout->part[i].entries - s->layout->part[i].dense_entries;
-    }
-    s->norms = arena_tensor(&s->arenas.gradients, FP64, DIM(s->dense_norms + s->expert_norms, 1));
-    s->totals = arena_tensor(&s->arenas.gradients, FP64, DIM(2, 1));
+    int64_t entries = 0;
+    for (int64_t i = 0; i < s->layout->parts; i++) entries += s->layout->part[i].entries;
+    s->norms = arena_tensor(&s->arenas.gradients, FP64, DIM(entries, 1));
+    s->total = arena_tensor(&s->arenas.gradients, FP64, DIM(1));
     s->gathered = arena_tensor(&s->arenas.gradients, FP64, DIM(s->comm->mesh.world));
 }
 
@@ -141,11 +138,13 @@ Store *store_open(const Config *c, const Spec *spec, Comm *comm, const size_t ca
         return NULL;
     }
     for (int64_t i = 0; i < s->layout->parts; i++) open_part(s, i);
-    if (sharded(s)) {
-        open_slots(s, false);
-        open_slots(s, true);
-    } else {
-        alias_slots(s);
+    for (int g = 0; g < SEGMENT_COUNT; g++) {
+        if (!s->layout->part[0].segment[g].moves) { /* cut or not, alike in all parts */
+            alias_whole(s, g);
+            continue;
+        }
+        open_slots(s, g, false);
+        open_slots(s, g, true);
     }
     open_norms(s);
     return s;
@@ -164,16 +163,13 @@ void store_close(Store *s) {
 
 /* ---- Views ------------------------------------------------------------------------------------ */
 
-static Tensor view_entry(const Entry *e, Tensor whole, Tensor kept, int64_t experts_here) {
-    Shape shape = e->shape;
-    if (shape.expert) shape.dim[0] = experts_here;
-    return tensor_view(tensor_rows(shape.expert ? kept : whole, e->at, e->count), shape.dims, shape.dim);
-}
-
-static void view_part(const Store *s, int64_t part, Tensor whole, Tensor kept, Weights *out) {
+static void view_part(const Store *s, int64_t part, const Tensor *whole, Weights *out) {
     const PartLayout *l = &s->layout->part[part];
-    for (int i = 0; i < l->entries; i++)
-        out->at[l->entry[i].parameter] = view_entry(&l->entry[i], whole, kept, s->layout->experts_here);
+    for (int i = 0; i < l->entries; i++) {
+        const Entry *e = &l->entry[i];
+        out->at[e->parameter] =
+            tensor_view(tensor_rows(whole[e->segment], e->at, e->count), e->shape.dims, e->shape.dim);
+    }
 }
 
 static bool is_head(const Store *s, int64_t part) {
@@ -191,15 +187,28 @@ static void apply_due(Store *s, int64_t part) {
     p->due = false;
 }
 
+static bool segment_moves(const Segment *g) {
+    return g->moves && g->whole > 0;
+}
+
+static bool any_moves(const PartLayout *l) {
+    for (int i = 0; i < SEGMENT_COUNT; i++)
+        if (segment_moves(&l->segment[i])) return true;
+    return false;
+}
+
 static void start_moving(Store *s, int64_t part) {
     Part *p = &s->part[part];
     if (p->moving) return;
     p->moving = true;
     apply_due(s, part);
-    if (!sharded(s)) return;
-    stream_wait(s->network, event_record(s->compute)); /* the slot's last reader, and the update */
-    all_gather(&s->comm->group[AXIS_DENSE], s->network, p->whole,
-               tensor_rows(p->weight, 0, s->layout->part[part].shard));
+    if (!any_moves(&s->layout->part[part])) return;
+    stream_wait(s->network, event_record(s->compute)); /* the slots' last readers, and the update */
+    for (int i = 0; i < SEGMENT_COUNT; i++) {
+        const Segment *g = &s->layout->part[part].segment[i];
+        if (!segment_moves(g)) continue;
+        all_gather(&s->comm->group[g->shards], s->network, p->whole[i], shard_of(p->weight, g));
+    }
     p->here = event_record(s->network);
 }
 
@@ -207,7 +216,7 @@ static void fetch_into(Store *s, int64_t part, Weights *out) {
     Part *p = &s->part[part];
     start_moving(s, part);
     stream_wait(s->compute, p->here);
-    view_part(s, part, p->whole, p->weight, out);
+    view_part(s, part, p->whole, out);
 }
 
 Weights store_fetch(Store *s, int64_t part, int64_t next) {
@@ -230,29 +239,32 @@ void store_release(Store *s, int64_t part) {
 
 static void lend(Store *s, int64_t part, Weights *out) {
     Part *p = &s->part[part];
-    const PartLayout *l = &s->layout->part[part];
-    if (sharded(s)) zero(s->compute, p->whole_gradient);
-    zero(s->compute, sharded(s) ? tensor_rows(p->gradient, l->shard, l->kept - l->shard) : p->gradient);
-    view_part(s, part, p->whole_gradient, p->gradient, out);
+    for (int i = 0; i < SEGMENT_COUNT; i++) zero(s->compute, p->whole_gradient[i]);
+    view_part(s, part, p->whole_gradient, out);
 }
 
-/* The slot's last user may still be summing it over the network. */
-static void await_slot(Store *s, int64_t part) {
+static bool same_slot(const Part *a, const Part *b) {
+    for (int i = 0; i < SEGMENT_COUNT; i++)
+        if (a->whole_gradient[i].data == b->whole_gradient[i].data) return true;
+    return false;
+}
+
+/* The slots' last users may still be summing over the network. */
+static void await_slots(Store *s, int64_t part) {
     for (int64_t i = 0; i < s->layout->parts; i++)
-        if (s->part[i].whole_gradient.data == s->part[part].whole_gradient.data)
-            stream_wait(s->compute, s->part[i].given);
+        if (same_slot(&s->part[i], &s->part[part])) stream_wait(s->compute, s->part[i].given);
 }
 
 Weights store_gradients(Store *s, int64_t part) {
     Weights w = {0};
     if (part == 0 && s->spec->tied) { /* lent since the head */
-        view_part(s, 0, s->part[0].whole_gradient, s->part[0].gradient, &w);
+        view_part(s, 0, s->part[0].whole_gradient, &w);
         return w;
     }
-    await_slot(s, part);
+    await_slots(s, part);
     lend(s, part, &w);
     if (is_head(s, part) && s->spec->tied) {
-        await_slot(s, 0);
+        await_slots(s, 0);
         lend(s, 0, &w);
         w.at[HEAD] = w.at[EMBED];
     }
@@ -261,13 +273,14 @@ Weights store_gradients(Store *s, int64_t part) {
 
 void store_give(Store *s, int64_t part) {
     Part *p = &s->part[part];
-    const PartLayout *l = &s->layout->part[part];
-    Tensor shard = tensor_rows(p->gradient, 0, l->shard),
-           experts = tensor_rows(p->gradient, l->shard, l->kept - l->shard);
     stream_wait(s->network, event_record(s->compute));
-    if (sharded(s)) reduce_scatter(&s->comm->group[AXIS_DENSE], s->network, shard, p->whole_gradient);
-    all_reduce(&s->comm->group[AXIS_DENSE_REPLICA], s->network, shard);
-    if (l->entries > l->dense_entries) all_reduce(&s->comm->group[AXIS_EXPERT_REPLICA], s->network, experts);
+    for (int i = 0; i < SEGMENT_COUNT; i++) {
+        const Segment *g = &s->layout->part[part].segment[i];
+        if (g->whole == 0) continue;
+        Tensor shard = shard_of(p->gradient, g);
+        if (g->moves) reduce_scatter(&s->comm->group[g->shards], s->network, shard, p->whole_gradient[i]);
+        all_reduce(&s->comm->group[g->replicas], s->network, shard);
+    }
     p->given = event_record(s->network);
 }
 
@@ -279,35 +292,21 @@ static void settle(const Store *s) {
     event_wait(event_record(s->compute));
 }
 
-/* The piece of an entry's gradient that this rank keeps; possibly empty. */
-static Tensor kept_gradient(const Store *s, int64_t part, const Entry *e) {
-    const PartLayout *l = &s->layout->part[part];
-    if (e->shape.expert) return tensor_rows(s->part[part].gradient, e->at, e->count);
-    int64_t begin = s->comm->mesh.axis[AXIS_DENSE].index * l->shard;
-    int64_t from = max64(begin, e->at), to = max64(from, min64(begin + l->shard, e->at + e->count));
-    if (from == to) return tensor_rows(s->part[part].gradient, 0, 0);
-    return tensor_rows(s->part[part].gradient, from - begin, to - from);
-}
-
+/* Each element counts once: on the first of the ranks that keep it. */
 static void square_sums(Store *s) {
-    int64_t dense = 0, expert = s->dense_norms;
+    int64_t n = 0;
     for (int64_t i = 0; i < s->layout->parts; i++) {
         const PartLayout *l = &s->layout->part[i];
         for (int j = 0; j < l->entries; j++) {
-            int64_t at = l->entry[j].shape.expert ? expert++ : dense++;
-            square_sum(s->compute, tensor_view(tensor_rows(s->norms, at, 1), DIM(1)),
-                       kept_gradient(s, i, &l->entry[j]));
+            const Entry *e = &l->entry[j];
+            Kept k = layout_kept(l, e, 0, e->count);
+            Tensor out = tensor_view(tensor_rows(s->norms, n++, 1), DIM(1));
+            if (s->comm->mesh.axis[l->segment[e->segment].replicas].index == 0)
+                square_sum(s->compute, out, tensor_rows(s->part[i].gradient, k.at, k.count));
+            else
+                zero(s->compute, out);
         }
     }
-}
-
-/* Each element counts once: on the first of the ranks that hold it. */
-static void total(Store *s, AxisName replica, int64_t first, int64_t count, int64_t slot) {
-    Tensor out = tensor_rows(s->totals, slot, 1);
-    if (s->comm->mesh.axis[replica].index == 0 && count > 0)
-        sum_rows(s->compute, tensor_view(out, DIM(1)), tensor_rows(s->norms, first, count));
-    else
-        zero(s->compute, out);
 }
 
 static bool all_finite(const Store *s, const Slice *slice) {
@@ -349,12 +348,9 @@ bool store_norm(Store *s, GradientNorm *out, Error *e) {
     stream_wait(s->compute, event_record(s->network)); /* all gradients are given */
     Component before = device_component(s->device, COMPONENT_OPTIMIZER);
     square_sums(s);
-    total(s, AXIS_DENSE_REPLICA, 0, s->dense_norms, 0);
-    total(s, AXIS_EXPERT_REPLICA, s->dense_norms, s->expert_norms, 1);
-    Tensor sum = tensor_view(tensor_rows(s->totals, 0, 1), DIM(1));
-    sum_rows(s->compute, sum, s->totals);
+    sum_rows(s->compute, s->total, s->norms);
     stream_wait(s->network, event_record(s->compute));
-    all_gather(&s->comm->group[AXIS_WORLD], s->network, s->gathered, sum);
+    all_gather(&s->comm->group[AXIS_WORLD], s->network, s->gathered, s->total);
     stream_wait(s->compute, event_record(s->network));
     device_component(s->device, before);
     double squares[4096], square = 0;

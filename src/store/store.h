@@ -1,8 +1,8 @@
 /* Where weights, gradients and optimizer state live. A part is the embedding (0), a layer (1 .. L), or the head (L + 1).
  *
  * Dense parameters of a part are one flat vector, cut evenly over the dense axis (Z): each rank keeps one shard of weight, moments and
- * gradient, and borrows a slot for the whole while the part is in use. Expert parameters stay where they are: ceil(E / E_p) experts a
- * rank, never gathered.
+ * gradient, and borrows a slot for the whole while the part is in use. So are the ceil(E / E_p) experts of a rank, over the
+ * expert_shard axis (E_s), in a slot of their own. Rows of a vocabulary that is split (P > 1) stay where they are.
  *
  *    dense part: | norm | q | k | v | o | norm | router | pad |     Z = 2
  *                |<--- shard of member 0 -->|<-- member 1 --->|
@@ -29,7 +29,8 @@ void store_close(Store *s);
 int64_t store_parts(const Store *s); /* layers + 2 */
 StoreArenas *store_arenas(Store *s);
 
-/* Whole dense weights and this rank's experts of a part. `next`: the part whose gathering may start behind this one; -1: none. */
+/* Whole dense weights, this rank's experts, and with P > 1 its rows of the vocabulary. `next`: the part whose gathering may
+ * start behind this one; -1: none. */
 Weights store_fetch(Store *s, int64_t part, int64_t next);
 void store_release(Store *s, int64_t part);
 /* Where backward adds gradients; zeroed. The head's of a tied model is the embedding's too, and is given with part 0. */

@@ -15,7 +15,6 @@ static const struct {
 } later[] = {
     {"mixture.ulysses", offsetof(Config, mixture_ulysses)},
     {"mixture.ring", offsetof(Config, mixture_ring)},
-    {"mixture.expert_shard", offsetof(Config, mixture_expert_shard)},
     {"mixture.vocabulary", offsetof(Config, mixture_vocabulary)},
 };
 
