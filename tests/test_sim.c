@@ -154,7 +154,7 @@ static void a_record_that_does_not_fit_is_refused(void **state) {
         snprintf(path, sizeof path, "%s.%d", record, i);
         FILE *f = fopen(path, "wb");
         assert_non_null(f);
-        const int64_t head[2] = {2, 7 + i};
+        const int64_t head[3] = {2, 1, 7 + i};
         fwrite(head, sizeof head, 1, f);
         fclose(f);
     }
