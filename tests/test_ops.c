@@ -601,7 +601,7 @@ static void slots_are_sorted_by_round_and_expert_and_stay_in_order_within_one(vo
 static void rounds_of_slots_sum_to_the_same_bits_as_one(void **state) {
     (void)state;
     static const char *const devices[] = {"cpu", "cpu:plain"};
-    enum { LINES = 41, CHOICES = 3, COLUMNS = 19, KINDS = 7, PARTS = 4 };
+    enum { LINES = 41, CHOICES = 3, BREADTH = 19, KINDS = 7, PARTS = 4 };
     for (size_t d = 0; d < COUNT(devices); d++) {
         Bench b = bench_open(devices[d]);
         Tensor chosen = memory_tensor(&b.memory, INT32, DIM(LINES, CHOICES));
@@ -609,8 +609,8 @@ static void rounds_of_slots_sum_to_the_same_bits_as_one(void **state) {
         Tensor order = memory_tensor(&b.memory, INT32, DIM(LINES * CHOICES)),
                place = memory_tensor(&b.memory, INT32, DIM(LINES, CHOICES)),
                counts = memory_tensor(&b.memory, INT64, DIM(PARTS, KINDS));
-        Tensor base = normal(&b, BF16, DIM(LINES, COLUMNS)), rows = normal(&b, BF16, DIM(LINES * CHOICES, COLUMNS));
-        Tensor whole = normal(&b, BF16, DIM(LINES, COLUMNS)), parts = normal(&b, BF16, DIM(LINES, COLUMNS));
+        Tensor base = normal(&b, BF16, DIM(LINES, BREADTH)), rows = normal(&b, BF16, DIM(LINES * CHOICES, BREADTH));
+        Tensor whole = normal(&b, BF16, DIM(LINES, BREADTH)), parts = normal(&b, BF16, DIM(LINES, BREADTH));
         route_order(b.stream, order, place, counts, chosen);
         sum_slots(b.stream, whole, base, rows, place, (SlotRound){0, 1, 0});
         for (int64_t r = 0, first = 0; r < PARTS; r++) {
