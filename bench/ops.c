@@ -403,7 +403,7 @@ static void order_bench(Bench *b) {
 static void order_prepare(Bench *b, const int64_t *size) {
     b->t[0] = random_index(b, 0, 1, DIM(size[0] * size[1]));
     b->t[1] = random_index(b, 0, 1, DIM(size[0], size[1]));
-    b->t[2] = constant(b, INT64, 0, DIM(E));
+    b->t[2] = constant(b, INT64, 0, DIM(1, E));
     b->t[3] = random_index(b, 0, E, DIM(size[0], size[1]));
     b->t[4] = random_tensor(b, b->real, DIM(size[0] * size[1], size[2]));
     b->t[5] = random_tensor(b, b->real, DIM(size[0], size[2]));
@@ -413,7 +413,7 @@ static void gather_bench(Bench *b) {
     gather_rows(b->stream, b->t[4], b->t[5], b->t[0], K);
 }
 static void sum_slots_bench(Bench *b) {
-    sum_slots(b->stream, b->t[5], b->t[5], b->t[4], b->t[1]);
+    sum_slots(b->stream, b->t[5], b->t[5], b->t[4], b->t[1], (SlotRound){0, 1, 0});
 }
 
 /* size: tokens, vocabulary. */

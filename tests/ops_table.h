@@ -441,14 +441,14 @@ static void route_gradient(Trial *t) {
     route_backward(t->stream, dx(t, 0), dy(t, 0), y(t, 4), y(t, 6), y(t, 5), x(t, 2), x(t, 3), x(t, 1), x(t, 4), loss);
 }
 
-/* ---- Rows that travel: n = tokens, k, width, experts ------------------------------------------ */
+/* ---- Rows that travel: n = tokens, k, width, experts, rounds ---------------------------------- */
 
 static void order_make(Trial *t) {
     int64_t tokens = t->n[0], k = t->n[1], experts = t->n[3];
     make_integers(t, &t->x[0], 0, experts - 1, DIM(tokens, k));
     make(t, &t->y[0], EXACT, INT32, DIM(tokens * k));
     make(t, &t->y[1], EXACT, INT32, DIM(tokens, k));
-    make(t, &t->y[2], EXACT, INT64, DIM(experts));
+    make(t, &t->y[2], EXACT, INT64, DIM(t->n[4], experts));
 }
 
 static void order_forward(Trial *t) {
@@ -476,7 +476,7 @@ static void travel_forward(Trial *t) {
 }
 
 static void travel_backward(Trial *t) {
-    sum_slots(t->stream, dx(t, 0), NONE, dy(t, 0), x(t, 2));
+    sum_slots(t->stream, dx(t, 0), NONE, dy(t, 0), x(t, 2), (SlotRound){0, 1, 0});
 }
 
 /* And back: the k results of each token are added to its row. The gradient of the row is dy itself: not an op. */
@@ -491,28 +491,11 @@ static void combine_make(Trial *t) {
 }
 
 static void combine_forward(Trial *t) {
-    sum_slots(t->stream, y(t, 0), x(t, 3), x(t, 0), x(t, 2));
+    sum_slots(t->stream, y(t, 0), x(t, 3), x(t, 0), x(t, 2), (SlotRound){0, 1, 0});
 }
 
 static void combine_backward(Trial *t) {
     gather_rows(t->stream, dx(t, 0), dy(t, 0), x(t, 1), t->n[1]);
-}
-
-/* ---- regroup_order: n = sources, experts in all, first, experts ours -------------------------- */
-
-static void regroup_make(Trial *t) {
-    int64_t sources = t->n[0], all = t->n[1], first = t->n[2], experts = t->n[3], rows = 0;
-    Tensor counts = make(t, &t->x[0], EXACT, INT64, DIM(sources, all));
-    fill_integers(counts, 5, 0, 4);
-    for (int64_t r = 0; r < sources; r++) {
-        for (int64_t e = first; e < first + experts; e++) rows += (int64_t)tensor_get(counts, r * all + e);
-    }
-    make(t, &t->y[0], EXACT, INT32, DIM(rows));
-    make(t, &t->y[1], EXACT, INT32, DIM(rows));
-}
-
-static void regroup_forward(Trial *t) {
-    regroup_order(t->stream, y(t, 0), y(t, 1), x(t, 0), t->n[2], t->n[3]);
 }
 
 /* ---- cross_entropy: n = rows, vocabulary ------------------------------------------------------ */
@@ -608,10 +591,9 @@ static void ranks_forward(Trial *t) {
 #define MERGE "attention_merge [T,heads,d]", .make = merge_make, .forward = merge_forward
 #define ROUTE                                                                                                          \
     "route [T,E,k,normalise,auxiliary,sum]", .make = route_make, .forward = route_forward, .backward = route_gradient
-#define ORDER "route_order [T,k,-,E]", .make = order_make, .forward = order_forward
+#define ORDER "route_order [T,k,-,E,rounds]", .make = order_make, .forward = order_forward
 #define TRAVEL "gather_rows [T,k,H]", .make = travel_make, .forward = travel_forward, .backward = travel_backward
 #define COMBINE "sum_slots [T,k,H]", .make = combine_make, .forward = combine_forward, .backward = combine_backward
-#define REGROUP "regroup_order [sources,E,first,experts]", .make = regroup_make, .forward = regroup_forward
 #define LOSS "cross_entropy [n,V]", .make = loss_make, .forward = loss_forward, .backward = loss_backward
 #define ADAMW "adamw [n]", .make = adamw_make, .forward = adamw_forward
 #define SQUARE "square_sum [n]", .make = square_make, .forward = square_forward
@@ -688,18 +670,16 @@ static const Case cases[] = {
     {ROUTE, .n = {9, 8, 1, true, false, false}},
     {ROUTE, .n = {211, 61, 8, true, true, true}},
     {ROUTE, .n = {211, 16, 4, false, true, false}},
-    {ORDER, .n = {0, 2, 0, 5}},
-    {ORDER, .n = {7, 2, 0, 5}},
-    {ORDER, .n = {503, 3, 0, 17}},
+    {ORDER, .n = {0, 2, 0, 5, 1}},
+    {ORDER, .n = {7, 2, 0, 5, 1}},
+    {ORDER, .n = {3, 2, 0, 5, 4}},
+    {ORDER, .n = {503, 3, 0, 17, 6}},
     {TRAVEL, .n = {0, 2, 3}},
     {TRAVEL, .n = {7, 2, 5}},
     {TRAVEL, .n = {199, 3, 41}},
     {COMBINE, .n = {0, 2, 3}},
     {COMBINE, .n = {7, 3, 5}},
     {COMBINE, .n = {199, 3, 41}},
-    {REGROUP, .n = {1, 3, 0, 3}},
-    {REGROUP, .n = {4, 7, 2, 3}},
-    {REGROUP, .n = {3, 5, 5, 0}},
     {LOSS, .n = {0, 5}},
     {LOSS, .n = {6, 11}},
     {LOSS, .n = {53, 257}},

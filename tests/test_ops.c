@@ -321,6 +321,10 @@ static void swiglu_in_place(Bench *b, Type real) {
     stream_finish(b->stream);
     assert_same_bits("swiglu_backward, dup is dy", dy, dup);
     assert_same_bits("swiglu_backward, dup is dy: dgate", other, dgate);
+    swiglu(b->stream, other, gate, up, weight);
+    swiglu(b->stream, gate, gate, up, weight);
+    stream_finish(b->stream);
+    assert_same_bits("swiglu, y is gate", gate, other);
 }
 
 static void rope_in_place(Bench *b, Type real) {
@@ -346,8 +350,8 @@ static void add_in_place(Bench *b, Type real) {
 static void slots_in_place(Bench *b, Type real) {
     Tensor base = normal(b, real, DIM(3, 37)), rows = normal(b, real, DIM(6, 37)), y = normal(b, real, DIM(3, 37));
     Tensor place = integers(b, INT32, INTEGERS(5, 0, 2, 1, 4, 3), DIM(3, 2));
-    sum_slots(b->stream, y, base, rows, place);
-    sum_slots(b->stream, base, base, rows, place);
+    sum_slots(b->stream, y, base, rows, place, (SlotRound){0, 1, 0});
+    sum_slots(b->stream, base, base, rows, place, (SlotRound){0, 1, 0});
     stream_finish(b->stream);
     assert_same_bits("sum_slots onto base", base, y);
 }
@@ -574,31 +578,55 @@ static void a_logit_that_is_not_a_number_still_chooses_different_experts(void **
     }
 }
 
-static void slots_are_sorted_by_expert_and_stay_in_order_within_one(void **state) {
+static void slots_are_sorted_by_round_and_expert_and_stay_in_order_within_one(void **state) {
     (void)state;
     Bench b = bench_open("cpu");
     Tensor chosen = integers(&b, INT32, INTEGERS(2, 0, 3, 2, 0, 3), DIM(3, 2));
     Tensor order = memory_tensor(&b.memory, INT32, DIM(6)), place = memory_tensor(&b.memory, INT32, DIM(3, 2));
-    Tensor counts = memory_tensor(&b.memory, INT64, DIM(5));
+    Tensor counts = memory_tensor(&b.memory, INT64, DIM(1, 5)), of_rounds = memory_tensor(&b.memory, INT64, DIM(2, 5));
     route_order(b.stream, order, place, counts, chosen);
     stream_finish(b.stream);
     assert_integers("counts", counts, INTEGERS(2, 0, 2, 2, 0));
     assert_integers("order", order, INTEGERS(1, 4, 0, 3, 2, 5));
     assert_integers("place", place, INTEGERS(2, 0, 4, 3, 1, 5));
+    route_order(b.stream, order, place, of_rounds, chosen); /* tokens 0 and 2, then token 1 */
+    stream_finish(b.stream);
+    assert_integers("counts of rounds", of_rounds, INTEGERS(2, 0, 1, 1, 0, 0, 0, 1, 1, 0));
+    assert_integers("order by rounds", order, INTEGERS(1, 4, 0, 5, 3, 2));
+    assert_integers("place by rounds", place, INTEGERS(2, 0, 5, 4, 1, 3));
     bench_close(&b);
 }
 
-static void arriving_rows_are_regrouped_by_expert_then_source(void **state) {
+/* The rounds together are one sum over all slots, to the bit, and each leaves the others' tokens alone. */
+static void rounds_of_slots_sum_to_the_same_bits_as_one(void **state) {
     (void)state;
-    Bench b = bench_open("cpu");
-    /* three sources, four experts of which 1 and 2 are ours: arriving are 2 + 1, 0 + 3 and 1 + 0 rows */
-    Tensor counts = integers(&b, INT64, INTEGERS(9, 2, 1, 9, 9, 0, 3, 9, 9, 1, 0, 9), DIM(3, 4));
-    Tensor index = memory_tensor(&b.memory, INT32, DIM(7)), back = memory_tensor(&b.memory, INT32, DIM(7));
-    regroup_order(b.stream, index, back, counts, 1, 2);
-    stream_finish(b.stream);
-    assert_integers("index", index, INTEGERS(0, 1, 6, 2, 3, 4, 5));
-    assert_integers("back", back, INTEGERS(0, 1, 3, 4, 5, 6, 2));
-    bench_close(&b);
+    static const char *const devices[] = {"cpu", "cpu:plain"};
+    enum { LINES = 41, CHOICES = 3, BREADTH = 19, KINDS = 7, PARTS = 4 };
+    for (size_t d = 0; d < COUNT(devices); d++) {
+        Bench b = bench_open(devices[d]);
+        Tensor chosen = memory_tensor(&b.memory, INT32, DIM(LINES, CHOICES));
+        for (int64_t i = 0; i < LINES * CHOICES; i++) tensor_put(chosen, i, (double)(i * 5 % KINDS));
+        Tensor order = memory_tensor(&b.memory, INT32, DIM(LINES * CHOICES)),
+               place = memory_tensor(&b.memory, INT32, DIM(LINES, CHOICES)),
+               counts = memory_tensor(&b.memory, INT64, DIM(PARTS, KINDS));
+        Tensor base = normal(&b, BF16, DIM(LINES, BREADTH)), rows = normal(&b, BF16, DIM(LINES * CHOICES, BREADTH));
+        Tensor whole = normal(&b, BF16, DIM(LINES, BREADTH)), parts = normal(&b, BF16, DIM(LINES, BREADTH));
+        route_order(b.stream, order, place, counts, chosen);
+        sum_slots(b.stream, whole, base, rows, place, (SlotRound){0, 1, 0});
+        for (int64_t r = 0, first = 0; r < PARTS; r++) {
+            int64_t tokens = (LINES - r + PARTS - 1) / PARTS;
+            Tensor before = memory_copy(&b.memory, parts);
+            sum_slots(b.stream, parts, base, tensor_rows(rows, first, tokens * CHOICES), place,
+                      (SlotRound){r, PARTS, first});
+            stream_finish(b.stream);
+            for (int64_t t = 0; t < LINES; t++)
+                if (t % PARTS != r)
+                    assert_same_bits("a token of another round", tensor_rows(parts, t, 1), tensor_rows(before, t, 1));
+            first += tokens * CHOICES;
+        }
+        assert_same_bits("rounds", parts, whole);
+        bench_close(&b);
+    }
 }
 
 static void experts_without_rows_get_no_gradient(void **state) {
@@ -1035,8 +1063,8 @@ int main(void) {
         cmocka_unit_test(results_equal_those_worked_by_hand),
         cmocka_unit_test(equal_logits_choose_the_lower_expert),
         cmocka_unit_test(a_logit_that_is_not_a_number_still_chooses_different_experts),
-        cmocka_unit_test(slots_are_sorted_by_expert_and_stay_in_order_within_one),
-        cmocka_unit_test(arriving_rows_are_regrouped_by_expert_then_source),
+        cmocka_unit_test(slots_are_sorted_by_round_and_expert_and_stay_in_order_within_one),
+        cmocka_unit_test(rounds_of_slots_sum_to_the_same_bits_as_one),
         cmocka_unit_test(experts_without_rows_get_no_gradient),
         cmocka_unit_test(not_a_number_and_infinity_show_in_square_sums),
         cmocka_unit_test(no_trained_tokens_give_no_gradient),

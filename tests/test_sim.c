@@ -42,13 +42,26 @@ static const Row rows[] = {
     {8,
      "tests/fixtures/qwen3_moe_window/config.json",
      {"mixture.dense=4", "mixture.expert=8", "train.micro_batches=2"}},
+    {1, tiny, {"mixture.dispatch_tokens=24"}},
+    {4, tiny, {"compute.type=bf16", "mixture.expert=4", "mixture.dispatch_tokens=10"}},
+    {3,
+     tiny,
+     {"mixture.expert=3", "mixture.dispatch_tokens=12", "mixture.balance_imports=1", "mixture.balance_threshold=1",
+      "compute.activations=recompute"}},
+    {4,
+     "tests/fixtures/olmoe/config.json",
+     {"mixture.expert=2", "mixture.balance_imports=2", "mixture.balance_threshold=1", "train.micro_batches=2"}},
+    {8,
+     "tests/fixtures/mixtral/config.json",
+     {"mixture.expert=8", "mixture.dispatch_tokens=9", "mixture.balance_imports=1"}},
 };
 
 static Ranks *open_row(const Row *row, const char *documents, const char *device, const char *routing) {
-    RanksSetup setup = {.world = row->world,
-                        .spec = row->spec,
-                        .documents = documents,
-                        .sets = {"train.sequence_length=32", "train.sequences=5", "mixture.loss_chunk=24", device, routing}};
+    RanksSetup setup = {
+        .world = row->world,
+        .spec = row->spec,
+        .documents = documents,
+        .sets = {"train.sequence_length=32", "train.sequences=5", "mixture.loss_chunk=24", device, routing}};
     for (int n = 5, i = 0; i < (int)COUNT(row->sets) && row->sets[i]; i++) setup.sets[n++] = row->sets[i];
     return ranks_open(setup);
 }
@@ -154,7 +167,7 @@ static void a_record_that_does_not_fit_is_refused(void **state) {
         snprintf(path, sizeof path, "%s.%d", record, i);
         FILE *f = fopen(path, "wb");
         assert_non_null(f);
-        const int64_t head[2] = {2, 7 + i};
+        const int64_t head[3] = {2, 1, 7 + i};
         fwrite(head, sizeof head, 1, f);
         fclose(f);
     }

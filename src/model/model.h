@@ -4,7 +4,7 @@
 #define MOP_MODEL_H
 
 #include "base/json.h"
-#include "comm/comm.h"
+#include "model/dispatch.h"
 #include "ops/ops.h"
 
 /* ---- Spec: a family is data ------------------------------------------------------------------- */
@@ -81,6 +81,7 @@ typedef struct {
 /* One micro-batch on the device, and what its layers kept for backward. */
 typedef struct {
     int64_t tokens, sequences, pairs;
+    int64_t most;                             /* tokens of the rank of the expert group that has most */
     Tensor token, target, position, sequence; /* int32 [tokens] */
     Tensor first, last;                       /* int32 [tokens]: the rows that each sees, see `attention` */
     Tensor rows;                              /* fp64 [sequences]: MoE layers x real positions */
@@ -101,11 +102,10 @@ typedef struct {
     Tensor gate, up;       /* [rows, I] (or dense [T, D]) */
     /* routing */
     Tensor logits, p, chosen, weight, z_lse, order, place;
-    Tensor rows_in, rows_weight; /* [rows, H], [rows]: what the experts here got, expert-major */
-    Tensor index, back;          /* between arriving and expert-major */
-    int64_t *send, *receive;     /* host: rows to and from each member of the expert group */
-    int64_t *expert_rows;        /* host: rows of each expert here */
-    int64_t arrived;
+    Tensor rows_in,
+        rows_weight;   /* [rows, H], [rows, 1]: what the experts here got, by expert; none: it travels again */
+    Dispatch dispatch; /* what travels where, in every round */
+    int64_t room;      /* rows that a round's buffers hold */
 } Saved;
 
 typedef struct Model {
@@ -117,11 +117,14 @@ typedef struct Model {
     bool recompute;
     int64_t loss_chunk;
     int64_t expert_first, experts_here, experts_each; /* this rank's experts; ceil(E / E_p) */
-    Arena *saved, *work, *host;                       /* activations kept; scratch; host arrays */
-    RouteLoss route_loss;                             /* of the step at hand */
-    Tensor z, real_positions; /* fp64 [1]: sum of lse^2; real positions of the step over all ranks */
-    double *load;             /* host [E]: rows that this rank has sent to each expert */
-    bool evaluating;          /* keep nothing; a layer's output replaces its input */
+    int64_t dispatch_tokens;                          /* c: tokens of a rank in a round; 0: all */
+    int64_t imports;                                  /* experts of others that a rank may work for; 0: none */
+    double balance_threshold;
+    Arena *saved, *work, *host; /* activations kept; scratch; host arrays */
+    RouteLoss route_loss;       /* of the step at hand */
+    Tensor z, real_positions;   /* fp64 [1]: sum of lse^2; real positions of the step over all ranks */
+    double *load;               /* host [E]: rows that this rank has sent to each expert */
+    bool evaluating;            /* keep nothing; a layer's output replaces its input */
 } Model;
 
 /* b->x = table[token], b->x [T, H]. */

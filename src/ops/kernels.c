@@ -29,7 +29,6 @@ static const char *const op_names[OP_COUNT] = {
     [OP_BALANCE_LOSS] = "balance_loss",
     [OP_ROUTE_BACKWARD] = "route_backward",
     [OP_ROUTE_ORDER] = "route_order",
-    [OP_REGROUP_ORDER] = "regroup_order",
     [OP_GATHER_ROWS] = "gather_rows",
     [OP_SUM_SLOTS] = "sum_slots",
     [OP_CROSS_ENTROPY] = "cross_entropy",

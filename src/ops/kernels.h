@@ -12,7 +12,7 @@ typedef enum {
     OP_SWIGLU, OP_SWIGLU_BACKWARD, OP_RMS_NORM, OP_RMS_NORM_BACKWARD, OP_ADD, OP_ZERO, OP_COPY, OP_COPY_COLUMNS,
     OP_EMBEDDING, OP_EMBEDDING_BACKWARD, OP_ROPE_TABLE, OP_ROPE, OP_ATTENTION, OP_ATTENTION_MERGE, OP_ATTENTION_DELTA,
     OP_ATTENTION_BACKWARD,
-    OP_ROUTE, OP_ROUTE_STATISTICS, OP_BALANCE_LOSS, OP_ROUTE_BACKWARD, OP_ROUTE_ORDER, OP_REGROUP_ORDER,
+    OP_ROUTE, OP_ROUTE_STATISTICS, OP_BALANCE_LOSS, OP_ROUTE_BACKWARD, OP_ROUTE_ORDER,
     OP_GATHER_ROWS, OP_SUM_SLOTS, OP_CROSS_ENTROPY, OP_ADAMW, OP_SQUARE_SUM, OP_SUM_ROWS,
     OP_COUNT
 } Op;
@@ -30,8 +30,8 @@ typedef struct { Tensor out, lse, q, k, v, first, last, dq, dk, dv, delta, dout;
 typedef struct { Tensor out, lse, part, part_lse, delta, dout; } AttentionRowsArgs; /* merge: the first four; delta: delta, dout, out */
 typedef struct { Tensor p, chosen, weight, lse, logits, sequence, counts, mass, z, rows, loss; bool normalise; Type round; } RouteArgs;
 typedef struct { Tensor dlogits, dweight, p, chosen, lse, counts, rows, sequence, real_positions; RouteLoss loss; } RouteBackwardArgs;
-typedef struct { Tensor order, place, counts, chosen; int64_t first, experts; } OrderArgs; /* regroup: order = index, place = back */
-typedef struct { Tensor y, x, index, base, place; int64_t divide; } RowsArgs;              /* sum_slots: x = rows */
+typedef struct { Tensor order, place, counts, chosen; } OrderArgs;
+typedef struct { Tensor y, x, index, base, place; int64_t divide; SlotRound round; } RowsArgs; /* sum_slots: x = rows */
 typedef struct { Tensor loss, dlogits, logits, target, trained; } CrossEntropyArgs;
 typedef struct { Tensor weight, low, m, v, gradient; AdamW h; } AdamWArgs;
 

@@ -26,7 +26,8 @@ void experts_linear(Stream *s, Tensor y, Tensor x, Tensor w, const int64_t *rows
 void experts_linear_dx(Stream *s, Tensor dx, Tensor dy, Tensor w, const int64_t *rows, bool add);
 void experts_linear_dw(Stream *s, Tensor dw, Tensor dy, Tensor x, const int64_t *rows);
 
-/* y[i] = weight[row] * silu(gate[i]) * up[i], silu(a) = a / (1 + exp(-a)). gate, up, y: [rows, I]; weight: sum [rows] or none (1).
+/* y[i] = weight[row] * silu(gate[i]) * up[i], silu(a) = a / (1 + exp(-a)). gate, up, y: [rows, I]; weight: sum [rows] or none (1);
+ * y may be gate.
  * Backward: dgate, dup [rows, I] (may be the same memory as dy), dweight[row] = sum_i dy * silu(gate) * up; none with weight none. */
 void swiglu(Stream *s, Tensor y, Tensor gate, Tensor up, Tensor weight);
 void swiglu_backward(Stream *s, Tensor dgate, Tensor dup, Tensor dweight, Tensor dy, Tensor gate, Tensor up, Tensor weight);
@@ -119,16 +120,18 @@ typedef struct {
 void route_backward(Stream *s, Tensor dlogits, Tensor dweight, Tensor p, Tensor chosen, Tensor lse, Tensor counts,
                     Tensor rows, Tensor sequence, Tensor real_positions, RouteLoss loss);
 
-/* Stable counting sort of the T x k slots by expert: order int32 [Tk]: slot (t k + j) of each sorted row; place int32 [T,k]: the
- * sorted row of each slot; counts int64 [E]. */
+/* Stable counting sort of the T x k slots by round and expert; token t passes in round t mod K. order int32 [Tk]: slot (t k + j) of
+ * each sorted row; place int32 [T,k]: the inverse; counts int64 [K,E]. */
 void route_order(Stream *s, Tensor order, Tensor place, Tensor counts, Tensor chosen);
-/* Rows arrive [source][expert]; experts want [expert][source]. counts int64 [sources, experts] of what arrived (as a view of the
- * gathered [sources, E] whose columns first .. first+experts-1 are ours). index[i] = arriving row of sorted row i; back = inverse. */
-void regroup_order(Stream *s, Tensor index, Tensor back, Tensor counts, int64_t first, int64_t experts);
 
 void gather_rows(Stream *s, Tensor y, Tensor x, Tensor index, int64_t divide); /* y[i] = x[index[i] / divide]; x, y [rows, H] */
-/* y[t] = base[t] + sum_j rows[place[t,j]] (j ascending, sum type); base none: 0; y may be base. */
-void sum_slots(Stream *s, Tensor y, Tensor base, Tensor rows, Tensor place);
+/* y[t] = base[t] + sum_j rows[place[t,j] - first] (j ascending, sum type), for t = token, token + step, ...; other tokens are
+ * untouched. base none: 0; y may be base. */
+typedef struct {
+    int64_t token, step; /* a round, and how many there are */
+    int64_t first;       /* the round's first place */
+} SlotRound;
+void sum_slots(Stream *s, Tensor y, Tensor base, Tensor rows, Tensor place, SlotRound round);
 
 /* ---- loss.c ----------------------------------------------------------------------------------- */
 

@@ -85,20 +85,12 @@ void route_backward(Stream *s, Tensor dlogits, Tensor dweight, Tensor p, Tensor 
 /* ---- Who goes where --------------------------------------------------------------------------- */
 
 void route_order(Stream *s, Tensor order, Tensor place, Tensor counts, Tensor chosen) {
-    MUST(chosen.dims == 2 && counts.dims == 1);
+    MUST(chosen.dims == 2 && counts.dims == 2 && counts.dim[0] >= 1);
     MUST(tensor_is(chosen, INT32, DIM(chosen.dim[0], chosen.dim[1])) && tensor_same(place, chosen));
-    MUST(tensor_is(order, INT32, DIM(tensor_count(chosen))) && tensor_is(counts, INT64, DIM(counts.dim[0])));
+    MUST(tensor_is(order, INT32, DIM(tensor_count(chosen))));
+    MUST(tensor_is(counts, INT64, DIM(counts.dim[0], counts.dim[1])));
     OrderArgs args = {.order = order, .place = place, .counts = counts, .chosen = chosen};
     op_run(s, OP_ROUTE_ORDER, DEFINITION, 0, BYTES_OF(order, place, counts, chosen), &args, sizeof args);
-}
-
-void regroup_order(Stream *s, Tensor index, Tensor back, Tensor counts, int64_t first, int64_t experts) {
-    MUST(counts.dims == 2 && tensor_is(counts, INT64, DIM(counts.dim[0], counts.dim[1])));
-    MUST(first >= 0 && experts >= 0 && first + experts <= counts.dim[1]);
-    MUST(index.dims == 1 && tensor_is(index, INT32, DIM(index.dim[0])) && tensor_same(back, index));
-    OrderArgs args = {.order = index, .place = back, .counts = counts, .first = first, .experts = experts};
-    int64_t read = counts.dim[0] * experts * (int64_t)type_bytes(INT64);
-    op_run(s, OP_REGROUP_ORDER, DEFINITION, 0, index.dim[0] > 0 ? BYTES_OF(index, back) + read : 0, &args, sizeof args);
 }
 
 void gather_rows(Stream *s, Tensor y, Tensor x, Tensor index, int64_t divide) {
@@ -108,12 +100,15 @@ void gather_rows(Stream *s, Tensor y, Tensor x, Tensor index, int64_t divide) {
     op_run(s, OP_GATHER_ROWS, y.type, 0, BYTES_OF(y, y, index), &args, sizeof args);
 }
 
-void sum_slots(Stream *s, Tensor y, Tensor base, Tensor rows, Tensor place) {
+void sum_slots(Stream *s, Tensor y, Tensor base, Tensor rows, Tensor place, SlotRound round) {
     MUST(type_real(y.type) && y.dims == 2 && rows.dims == 2 && place.dims == 2);
-    int64_t tokens = y.dim[0], width = y.dim[1], k = place.dim[1];
+    int64_t width = y.dim[1], k = place.dim[1];
+    MUST(round.token >= 0 && round.step >= 1 && round.first >= 0);
     MUST(tensor_none(base) || tensor_same(base, y));
-    MUST(tensor_is(rows, y.type, DIM(rows.dim[0], width)) && tensor_is(place, INT32, DIM(tokens, k)));
-    RowsArgs args = {.y = y, .x = rows, .base = base, .place = place};
-    int64_t gathered = tokens * k * width * (int64_t)type_bytes(rows.type);
-    op_run(s, OP_SUM_SLOTS, y.type, tokens * k * width, BYTES_OF(y, base, place) + gathered, &args, sizeof args);
+    MUST(tensor_is(rows, y.type, DIM(rows.dim[0], width)) && tensor_is(place, INT32, DIM(y.dim[0], k)));
+    int64_t tokens = max64(0, ceil_div(y.dim[0] - round.token, round.step));
+    RowsArgs args = {.y = y, .x = rows, .base = base, .place = place, .round = round};
+    int64_t touched = (tensor_none(base) ? 1 : 2) + k; /* rows of a token */
+    int64_t bytes = tokens * (touched * width * (int64_t)type_bytes(y.type) + k * (int64_t)type_bytes(INT32));
+    op_run(s, OP_SUM_SLOTS, y.type, tokens * k * width, bytes, &args, sizeof args);
 }

@@ -5,7 +5,7 @@
  *   norms             1: finite
  *   loss              0
  *
- * The record of rank r is FILE.r: for every read, in order, the members and experts of the table and then the table, as int64.
+ * The record of rank r is FILE.r: for every read, in order, the members, rounds and experts of the table and then the table, as int64.
  */
 #include "train/answers.h"
 
@@ -20,42 +20,57 @@ struct Answers {
     FILE *file;    /* replayed or recorded */
 };
 
-/* Rows that a member of the expert group has to send: its micro-batch, or, in generation, rank 0's context. */
-static int64_t member_slots(const Run *r, int64_t member, int64_t micro) {
+/* The table that is asked for: rows [members][rounds][experts] of one layer and micro-batch. */
+typedef struct {
+    const Run *run;
+    int64_t *rows, micro, members, rounds, experts;
+} Table;
+
+/* Tokens of a member of the expert group in a round: of its micro-batch, or, in generation, of rank 0's context. */
+static int64_t member_tokens(const Table *t, int64_t member, int64_t round) {
+    const Run *r = t->run;
     const Axis *a = &r->comm.group[AXIS_EXPERT].axis;
     int64_t rank = a->first + member * a->stride;
-    if (r->context > 0) return rank == 0 ? r->context * r->spec->top_k : 0;
-    return run_sequences(r->config, r->comm.mesh.world, rank, micro) * r->config->train_sequence_length *
-           r->spec->top_k;
+    int64_t tokens = run_tokens(r->config, r->comm.mesh.world, rank, t->micro);
+    if (r->context > 0) tokens = rank == 0 ? r->context : 0;
+    return max64(0, ceil_div(tokens - round, t->rounds));
 }
 
-static void balanced(const Run *r, int64_t micro, int64_t *table, int64_t members, int64_t experts) {
-    for (int64_t j = 0; j < members; j++) {
-        int64_t slots = member_slots(r, j, micro);
-        for (int64_t x = 0; x < experts; x++) table[j * experts + x] = slots * (x + 1) / experts - slots * x / experts;
-    }
+static int64_t *row_of(const Table *t, int64_t member, int64_t round) {
+    return t->rows + (member * t->rounds + round) * t->experts;
 }
 
-static void worst(const Run *r, int64_t micro, int64_t *table, int64_t members, int64_t experts) {
-    const Model *m = &r->model;
-    int64_t mine = min64(r->spec->top_k, m->experts_here), own = r->comm.group[AXIS_EXPERT].axis.index;
-    memset(table, 0, (size_t)(members * experts) * sizeof *table);
-    for (int64_t j = 0; j < members; j++) {
-        int64_t tokens = member_slots(r, j, micro) / r->spec->top_k, left = r->spec->top_k - mine;
-        for (int64_t x = 0; x < mine; x++) table[j * experts + m->expert_first + x] = tokens;
-        for (int64_t x = 0; j == own && x < experts && left > 0; x++) { /* what cannot stay here goes anywhere */
-            if (x >= m->expert_first && x < m->expert_first + m->experts_here) continue;
-            table[j * experts + x] = tokens;
-            left--;
+static void balanced(const Table *t) {
+    for (int64_t j = 0; j < t->members; j++)
+        for (int64_t r = 0; r < t->rounds; r++) {
+            int64_t slots = member_tokens(t, j, r) * t->run->spec->top_k;
+            for (int64_t x = 0; x < t->experts; x++)
+                row_of(t, j, r)[x] = slots * (x + 1) / t->experts - slots * x / t->experts;
         }
-    }
 }
 
-static void replay(Answers *a, int64_t *table, int64_t members, int64_t experts) {
-    int64_t head[2] = {0};
-    size_t n = (size_t)(members * experts);
-    bool ok = fread(head, sizeof head, 1, a->file) == 1 && head[0] == members && head[1] == experts &&
-              fread(table, sizeof *table, n, a->file) == n;
+/* All that a round could bring, in every round. */
+static void worst(const Table *t) {
+    const Model *m = &t->run->model;
+    int64_t k = t->run->spec->top_k, mine = min64(k, m->experts_here), own = t->run->comm.group[AXIS_EXPERT].axis.index;
+    memset(t->rows, 0, (size_t)(t->members * t->rounds * t->experts) * sizeof *t->rows);
+    for (int64_t j = 0; j < t->members; j++)
+        for (int64_t r = 0; r < t->rounds; r++) {
+            int64_t tokens = member_tokens(t, j, r), left = k - mine;
+            for (int64_t x = 0; x < mine; x++) row_of(t, j, r)[m->expert_first + x] = tokens;
+            for (int64_t x = 0; j == own && x < t->experts && left > 0; x++) { /* what cannot stay here goes anywhere */
+                if (x >= m->expert_first && x < m->expert_first + m->experts_here) continue;
+                row_of(t, j, r)[x] = tokens;
+                left--;
+            }
+        }
+}
+
+static void replay(Answers *a, const Table *t) {
+    int64_t head[3] = {0};
+    size_t n = (size_t)(t->members * t->rounds * t->experts);
+    bool ok = fread(head, sizeof head, 1, a->file) == 1 && head[0] == t->members && head[1] == t->rounds &&
+              head[2] == t->experts && fread(t->rows, sizeof *t->rows, n, a->file) == n;
     if (ok) return;
     Error e = {0};
     fail(&e, EXIT_DATA,
@@ -63,7 +78,7 @@ static void replay(Answers *a, int64_t *table, int64_t members, int64_t experts)
          "sim.record",
          a->run->comm.mesh.rank);
     device_fail(a->run->device, &e);
-    memset(table, 0, n * sizeof *table);
+    memset(t->rows, 0, n * sizeof *t->rows);
 }
 
 static void answer(void *context, ReadKind kind, void *host, Tensor t) {
@@ -76,19 +91,19 @@ static void answer(void *context, ReadKind kind, void *host, Tensor t) {
         memset(host, 0, tensor_bytes(t));
         return;
     }
-    int64_t micro = a->reads++ % a->run->micro_batches;
+    Table table = {a->run, host, a->reads++ % a->run->micro_batches, t.dim[0], t.dim[1], t.dim[2]};
     if (a->routing == REPLAY)
-        replay(a, host, t.dim[0], t.dim[1]);
+        replay(a, &table);
     else if (a->routing == WORST)
-        worst(a->run, micro, host, t.dim[0], t.dim[1]);
+        worst(&table);
     else
-        balanced(a->run, micro, host, t.dim[0], t.dim[1]);
+        balanced(&table);
 }
 
 static void record(void *context, ReadKind kind, const void *host, Tensor t) {
     Answers *a = context;
     if (kind != READ_ROUTING) return;
-    fwrite(t.dim, sizeof *t.dim, 2, a->file); /* a short record is found when it is replayed */
+    fwrite(t.dim, sizeof *t.dim, 3, a->file); /* a short record is found when it is replayed */
     fwrite(host, 1, tensor_bytes(t), a->file);
 }
 

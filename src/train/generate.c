@@ -12,7 +12,7 @@ static MicroBatch context_batch(Run *r, const int32_t *ids, int64_t tokens) {
     const MicroBatch *full = &r->micro[0];
     Stream *s = r->model.compute;
     int32_t *host = r->batch[0].token;
-    MicroBatch b = {.tokens = tokens, .sequences = tokens > 0};
+    MicroBatch b = {.tokens = tokens, .sequences = tokens > 0, .most = r->context};
     b.token = tensor_rows(full->token, 0, tokens);
     b.position = tensor_rows(full->position, 0, tokens);
     b.first = tensor_rows(full->first, 0, tokens);

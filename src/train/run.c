@@ -4,6 +4,7 @@
 
 #include "ops/kernels.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,16 +19,17 @@ static const struct {
     {"mixture.vocabulary", offsetof(Config, mixture_vocabulary)},
 };
 
-/* Rows are numbered in 32 bits: all that may come to one rank in a micro-batch must fit. */
+/* Slots of a micro-batch and rows of a round are numbered in 32 bits: all that may come to one rank must fit. */
 static bool rows_fit(const Config *c, const Spec *spec, int world, Error *e) {
-    double tokens = (double)run_sequences(c, world, 0, 0) * (double)c->train_sequence_length;
-    double rows = tokens * (double)c->mixture_expert * (double)spec->top_k;
+    double tokens = (double)run_tokens(c, world, 0, 0), round = tokens, k = (double)spec->top_k;
+    if (c->mixture_dispatch_tokens > 0) round = fmin(round, (double)c->mixture_dispatch_tokens);
+    double rows = k * fmax(tokens, round * (double)c->mixture_expert);
     if (rows <= INT32_MAX) return true;
     return fail(e, EXIT_USAGE,
-                "a micro-batch of %.0f tokens a rank may bring %.2g rows to one rank's experts, and rows are numbered "
-                "in 32 bits; "
-                "use more train.micro_batches or more ranks",
-                tokens, rows);
+                "a micro-batch of %.0f tokens a rank, %.0f of them in a round, may bring %.2g rows to one rank's "
+                "experts, and rows are numbered in 32 bits; "
+                "use a smaller mixture.dispatch_tokens, more train.micro_batches or more ranks",
+                tokens, round, rows);
 }
 
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e) {
@@ -54,6 +56,19 @@ int64_t run_sequences(const Config *c, int64_t world, int64_t rank, int64_t micr
     return mine / c->train_micro_batches + (micro < mine % c->train_micro_batches);
 }
 
+int64_t run_tokens(const Config *c, int64_t world, int64_t rank, int64_t micro) {
+    return run_sequences(c, world, rank, micro) * c->train_sequence_length;
+}
+
+/* Of the ranks that share this one's experts, whichever has most: it decides in how many rounds all of them dispatch. */
+static int64_t most_tokens(const Run *r, int64_t micro) {
+    const Axis *a = &r->comm.mesh.axis[AXIS_EXPERT];
+    int64_t most = 0;
+    for (int j = 0; j < a->size; j++)
+        most = max64(most, run_tokens(r->config, r->comm.mesh.world, a->first + j * a->stride, micro));
+    return most;
+}
+
 /* ---- The batch's memory ------------------------------------------------------------------------ */
 
 static bool open_batches(Run *r, Error *e) {
@@ -65,6 +80,7 @@ static bool open_batches(Run *r, Error *e) {
         MicroBatch *m = &r->micro[i];
         Tensor *ints[] = {&m->token, &m->target, &m->position, &m->first, &m->last, &m->sequence};
         m->tokens = T;
+        m->most = most_tokens(r, i);
         m->sequences = n;
         for (size_t j = 0; j < COUNT(ints); j++) *ints[j] = arena_tensor(a, INT32, DIM(T));
         m->rows = arena_tensor(a, FP64, DIM(n));
@@ -113,6 +129,9 @@ static void open_model(Run *r) {
     m->experts_each = ceil_div(spec->experts, expert.size);
     m->expert_first = min64(spec->experts, expert.index * m->experts_each);
     m->experts_here = min64(m->experts_each, spec->experts - m->expert_first);
+    m->dispatch_tokens = c->mixture_dispatch_tokens;
+    m->imports = expert.size > 1 ? c->mixture_balance_imports : 0;
+    m->balance_threshold = c->mixture_balance_threshold;
     m->saved = &r->activations;
     m->work = &r->work;
     m->host = &r->host;

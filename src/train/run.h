@@ -68,6 +68,8 @@ bool run_supported(const Config *c, const Spec *spec, int world, Error *e);
 
 /* Sequences in micro-batch `micro` of a rank. */
 int64_t run_sequences(const Config *c, int64_t world, int64_t rank, int64_t micro);
+/* Tokens of micro-batch `micro` on a rank. */
+int64_t run_tokens(const Config *c, int64_t world, int64_t rank, int64_t micro);
 
 /* ---- Batches onto the device (batch_device.c) -------------------------------------------------------- */
 

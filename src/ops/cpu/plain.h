@@ -46,7 +46,6 @@ static inline void tensor_add(Tensor t, int64_t i, double x) {
     ROW(OP_BALANCE_LOSS, balance_loss)                                                                                 \
     ROW(OP_ROUTE_BACKWARD, route_backward)                                                                             \
     ROW(OP_ROUTE_ORDER, route_order)                                                                                   \
-    ROW(OP_REGROUP_ORDER, regroup_order)                                                                               \
     ROW(OP_GATHER_ROWS, gather_rows)                                                                                   \
     ROW(OP_SUM_SLOTS, sum_slots)                                                                                       \
     ROW(OP_CROSS_ENTROPY, cross_entropy)                                                                               \

@@ -126,63 +126,34 @@ void plain_route_backward(Stream *s, const void *arguments) {
 
 /* ---- Who goes where --------------------------------------------------------------------------- */
 
-/* Sorted by expert, and by slot within an expert: a counting sort. `counts` holds, in turn, how many slots each expert has, where
+/* Where a slot is counted: the cell of its round and expert. */
+static int64_t cell_of(const OrderArgs *a, int64_t slot) {
+    int64_t k = a->chosen.dim[1], rounds = a->counts.dim[0], experts = a->counts.dim[1], e = index_at(a->chosen, slot);
+    MUST(e >= 0 && e < experts);
+    return slot / k % rounds * experts + e;
+}
+
+/* Sorted by round, by expert, and by slot within an expert: a counting sort. `counts` holds, in turn, how many slots each cell has, where
  * its next row goes, where its rows end, and how many it has again. */
 void plain_route_order(Stream *s, const void *arguments) {
     (void)s;
     const OrderArgs *a = arguments;
-    int64_t slots = tensor_count(a->chosen), experts = a->counts.dim[0], row = 0;
-    const int32_t *chosen = a->chosen.data;
+    int64_t slots = tensor_count(a->chosen), cells = tensor_count(a->counts), row = 0;
     int32_t *order = a->order.data, *place = a->place.data;
     int64_t *counts = a->counts.data;
-    for (int64_t e = 0; e < experts; e++) counts[e] = 0;
-    for (int64_t slot = 0; slot < slots; slot++) {
-        MUST(chosen[slot] >= 0 && chosen[slot] < experts);
-        counts[chosen[slot]]++;
-    }
-    for (int64_t e = 0; e < experts; e++) {
-        int64_t n = counts[e];
-        counts[e] = row;
+    for (int64_t i = 0; i < cells; i++) counts[i] = 0;
+    for (int64_t slot = 0; slot < slots; slot++) counts[cell_of(a, slot)]++;
+    for (int64_t i = 0; i < cells; i++) {
+        int64_t n = counts[i];
+        counts[i] = row;
         row += n;
     }
     for (int64_t slot = 0; slot < slots; slot++) {
-        int64_t to = counts[chosen[slot]]++;
+        int64_t to = counts[cell_of(a, slot)]++;
         order[to] = (int32_t)slot;
         place[slot] = (int32_t)to;
     }
-    for (int64_t e = experts - 1; e > 0; e--) counts[e] -= counts[e - 1];
-}
-
-/* Where the rows that `source` sent to `expert` begin among the arrived: all of earlier sources, then
- * earlier experts. */
-static int64_t arrived_at(const OrderArgs *a, int64_t source, int64_t expert) {
-    const int64_t *counts = a->counts.data;
-    int64_t all = a->counts.dim[1], row = 0;
-    for (int64_t r = 0; r <= source; r++) {
-        for (int64_t e = 0; e < (r < source ? a->experts : expert); e++) row += counts[r * all + a->first + e];
-    }
-    return row;
-}
-
-/* From [source][expert] to [expert][source]; rows of one source and expert keep their order. */
-void plain_regroup_order(Stream *s, const void *arguments) {
-    (void)s;
-    const OrderArgs *a = arguments;
-    int64_t sources = a->counts.dim[0], rows = a->order.dim[0], sorted = 0;
-    const int64_t *counts = a->counts.data;
-    int32_t *index = a->order.data, *back = a->place.data;
-    for (int64_t e = 0; e < a->experts; e++) {
-        for (int64_t source = 0; source < sources; source++) {
-            int64_t arrived = arrived_at(a, source, e), count = counts[source * a->counts.dim[1] + a->first + e];
-            MUST(sorted + count <= rows && arrived + count <= rows);
-            for (int64_t i = 0; i < count; i++) {
-                index[sorted + i] = (int32_t)(arrived + i);
-                back[arrived + i] = (int32_t)(sorted + i);
-            }
-            sorted += count;
-        }
-    }
-    MUST(sorted == rows);
+    for (int64_t i = cells - 1; i > 0; i--) counts[i] -= counts[i - 1];
 }
 
 /* y[i] = x[index[i] / divide] */
@@ -197,16 +168,16 @@ void plain_gather_rows(Stream *s, const void *arguments) {
     }
 }
 
-/* y[t] = base[t] + sum_j rows[place[t,j]] */
+/* y[t] = base[t] + sum_j rows[place[t,j] - first], for every step-th t */
 void plain_sum_slots(Stream *s, const void *arguments) {
     (void)s;
     const RowsArgs *a = arguments;
     int64_t tokens = a->y.dim[0], width = a->y.dim[1], k = a->place.dim[1];
-    for (int64_t t = 0; t < tokens; t++) {
+    for (int64_t t = a->round.token; t < tokens; t += a->round.step) {
         for (int64_t c = 0; c < width; c++) {
             double sum = tensor_none(a->base) ? 0 : tensor_get(a->base, t * width + c);
             for (int64_t j = 0; j < k; j++) {
-                int64_t row = index_at(a->place, t * k + j);
+                int64_t row = index_at(a->place, t * k + j) - a->round.first;
                 MUST(row >= 0 && row < a->x.dim[0]);
                 sum += tensor_get(a->x, row * width + c);
             }

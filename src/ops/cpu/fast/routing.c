@@ -189,26 +189,32 @@ void KERNEL(gather_rows)(Stream *s, const void *args) {
     parallel(stream_pool(s), ceil_div(a->y.dim[0], ROWS), gather_some, (void *)args);
 }
 
-/* y[t] = base[t] + sum_j rows[place[t,j]] */
-static void sum_some(void *context, int64_t index, int worker) {
-    (void)worker;
-    const RowsArgs *a = context;
+/* y[t] = base[t] + sum_j rows[place[t,j] - first] */
+static void sum_token(const RowsArgs *a, int64_t t) {
     const Tensor y = a->y, x = a->x, base = a->base;
     const bool based = !tensor_none(base);
-    int64_t width = y.dim[1], k = a->place.dim[1];
-    for (int64_t t = index * ROWS; t < min64((index + 1) * ROWS, y.dim[0]); t++) {
-        const int32_t *place = (const int32_t *)a->place.data + t * k;
-        for (int64_t j = 0; j < k; j++) MUST(place[j] >= 0 && place[j] < x.dim[0]);
-        for (int64_t i = 0; i < width; i += LANES) {
-            Vector sum = {0};
-            if (based) sum = vector_get(base, t * width + i, width - i);
-            for (int64_t j = 0; j < k; j++) sum += vector_get(x, place[j] * width + i, width - i);
-            vector_put(y, t * width + i, width - i, sum);
-        }
+    const int32_t *place = (const int32_t *)a->place.data + t * a->place.dim[1];
+    int64_t width = y.dim[1], k = a->place.dim[1], first = a->round.first;
+    for (int64_t j = 0; j < k; j++) MUST(place[j] >= first && place[j] - first < x.dim[0]);
+    for (int64_t i = 0; i < width; i += LANES) {
+        Vector sum = {0};
+        if (based) sum = vector_get(base, t * width + i, width - i);
+        for (int64_t j = 0; j < k; j++) sum += vector_get(x, (place[j] - first) * width + i, width - i);
+        vector_put(y, t * width + i, width - i, sum);
     }
 }
 
+static int64_t tokens_to_sum(const RowsArgs *a) {
+    return max64(0, ceil_div(a->y.dim[0] - a->round.token, a->round.step));
+}
+
+static void sum_some(void *context, int64_t index, int worker) {
+    (void)worker;
+    const RowsArgs *a = context;
+    for (int64_t i = index * ROWS; i < min64((index + 1) * ROWS, tokens_to_sum(a)); i++)
+        sum_token(a, a->round.token + i * a->round.step);
+}
+
 void KERNEL(sum_slots)(Stream *s, const void *args) {
-    const RowsArgs *a = args;
-    parallel(stream_pool(s), ceil_div(a->y.dim[0], ROWS), sum_some, (void *)args);
+    parallel(stream_pool(s), ceil_div(tokens_to_sum(args), ROWS), sum_some, (void *)args);
 }
