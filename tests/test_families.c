@@ -117,9 +117,9 @@ static void add_sets(RanksSetup *s, const char *const *more, size_t most) {
 /* `more` ends with NULL. */
 static Ranks *open_ranks(const Fixture *f, const Way *way, const char *const *more) {
     static const char *const common[] = {
-        "train.sequence_length=24", "mixture.loss_chunk=7", "optimizer.learning_rate=5e-3", "optimizer.schedule=constant",
-        "optimizer.beta1=0.9", "optimizer.beta2=0.95", "optimizer.epsilon=1e-8", "optimizer.weight_decay=0.1",
-        "optimizer.clip=2.2"};
+        "train.sequence_length=24",    "mixture.loss_chunk=7",       "optimizer.learning_rate=5e-3",
+        "optimizer.schedule=constant", "optimizer.beta1=0.9",        "optimizer.beta2=0.95",
+        "optimizer.epsilon=1e-8",      "optimizer.weight_decay=0.1", "optimizer.clip=2.2"};
     char config[256], weights[256];
     snprintf(config, sizeof config, "tests/fixtures/%s/%s", f->name, way->config);
     snprintf(weights, sizeof weights, "tests/fixtures/%s/%s", f->name, way->weights);
@@ -134,37 +134,33 @@ static Ranks *open_ranks(const Fixture *f, const Way *way, const char *const *mo
 
 /* ---- Batches ---------------------------------------------------------------------------------- */
 
-/* The reference's sequence `from`, as sequence `to` of a batch. */
-static void give_sequence(const Reference *ref, int64_t from, Batch *b, int32_t to, int64_t window) {
+typedef struct {
+    const Reference *reference;
+    int64_t step;
+} Given;
+
+/* A sequence of the reference's batch `step`. */
+static void give_sequence(Run *run, const void *context, int64_t sequence, Batch *b) {
+    const Given *given = context;
+    const Reference *ref = given->reference;
+    int64_t window = run->spec->window;
     int32_t start = 0;
     for (int32_t i = 0; i < S; i++) {
-        int64_t at = from * S + i, target = ref->targets[at], position = ref->positions[at];
-        int32_t row = to * S + i;
-        if (position == 0) start = row;
-        b->token[row] = (int32_t)ref->tokens[at];
-        b->target[row] = target < 0 ? -1 : (int32_t)target;
-        b->position[row] = (int32_t)position;
-        b->first[row] = window ? (int32_t)max64(start, row + 1 - window) : start;
-        b->last[row] = row + 1;
-        b->sequence[row] = to;
-        b->trained += target >= 0;
-        b->pairs += window ? min64(position + 1, window) : position + 1;
+        int64_t at = (given->step * B + sequence) * S + i, target = ref->targets[at], position = ref->positions[at];
+        if (position == 0) start = i;
+        b->token[i] = (int32_t)ref->tokens[at];
+        b->target[i] = target < 0 ? -1 : (int32_t)target;
+        b->position[i] = (int32_t)position;
+        b->first[i] = window ? (int32_t)max64(start, i + 1 - window) : start;
+        b->last[i] = i + 1;
+        b->sequence[i] = 0;
     }
-    b->real[to] = S;
+    b->tokens = b->real[0] = S;
 }
 
-/* This rank's share of the reference's batch `step`, dealt as run_load_batch deals. */
 static void give_batch(Run *run, const Reference *ref, int64_t step) {
-    int64_t sequence = step * B + run->comm.mesh.rank;
-    for (int64_t i = 0; i < run->micro_batches; i++) {
-        Batch *b = &run->batch[i];
-        b->sequences = run->micro[i].sequences;
-        b->tokens = run->micro[i].tokens;
-        b->trained = b->pairs = 0;
-        for (int32_t s = 0; s < b->sequences; s++, sequence += run->comm.mesh.world)
-            give_sequence(ref, sequence, b, s, run->spec->window);
-    }
-    run_upload(run);
+    const Given given = {ref, step};
+    run_upload(run, give_sequence, &given);
 }
 
 /* ---- What ranks are asked --------------------------------------------------------------------- */
@@ -425,9 +421,7 @@ static double norm_of(const double *x, int64_t n) {
 
 /* d loss / dt of `t` + t direction at t = 0, from five points; the error falls with the fourth power of the step. */
 static double slope(const Slopes *p, NamedTensor *t, const double *direction) {
-    static const struct {
-        double at, share;
-    } points[] = {{-2, 1. / 12}, {-1, -8. / 12}, {1, 8. / 12}, {2, -1. / 12}};
+    static const struct { double at, share; } points[] = {{-2, 1. / 12}, {-1, -8. / 12}, {1, 8. / 12}, {2, -1. / 12}};
     double sum = 0, h = step_length / norm_of(direction, t->count), *resting = t->value;
     t->value = malloc((size_t)t->count * sizeof *t->value);
     assert_non_null(t->value);
@@ -480,7 +474,8 @@ static void gradients_are_slopes_of_the_loss(void **state) {
 static const Fixture olmoe = {"olmoe", true}, mixtral = {"mixtral", true}, qwen3_moe = {"qwen3_moe", false},
                      qwen3_moe_window = {"qwen3_moe_window", false};
 
-#define OF(test, fixture) {#test " (" #fixture ")", test, NULL, NULL, (void *)(uintptr_t)&(fixture)}
+#define OF(test, fixture)                                                                                              \
+    { #test " (" #fixture ")", test, NULL, NULL, (void *)(uintptr_t) & (fixture) }
 #define OF_ALL(test) OF(test, olmoe), OF(test, mixtral), OF(test, qwen3_moe), OF(test, qwen3_moe_window)
 
 int main(void) {

@@ -6,15 +6,10 @@
 #ifndef MOP_COMM_H
 #define MOP_COMM_H
 
-#include "comm/mesh.h"
+#include "comm/cut.h"
 #include "device/device.h"
 
 /* ---- Wires ------------------------------------------------------------------------------------ */
-
-/* Rows [first, first + count) of a tensor. */
-typedef struct {
-    int64_t first, count;
-} Span;
 
 /* To and from one member. A side is one block of bytes, or, where its spans are given, the rows that they name, of `row_bytes`
  * each, counted from the pointer on: a stream of bytes either way, so that one side's spans may meet the other's block. */

@@ -1,6 +1,6 @@
 /* Attention: norm, projections, rotary positions, causal attention within documents, output projection; forward, and backward.
  *
- * Letters: T tokens of the micro-batch, H width, h query heads, g KV heads, d head size.
+ * Letters: T tokens of the micro-batch on this rank, H width, h query heads, g KV heads, d head size.
  * Kept for backward: inverse1, q, k, v before norm and rope, attention's output and log-sum-exp (so that attention is never
  * recomputed), and y, its sum with the input. Under compute.activations = recompute only attention and lse are kept.
  */
@@ -10,10 +10,6 @@
 static Tensor norm_rows(const Spec *spec, Tensor t) {
     return spec->qk_norm == QK_NORM_HEAD ? tensor_view(t, DIM(t.dim[0] * t.dim[1], t.dim[2]))
                                          : tensor_view(t, DIM(t.dim[0], t.dim[1] * t.dim[2]));
-}
-
-static AttentionShape attention_shape(const Spec *spec, const MicroBatch *b) {
-    return (AttentionShape){.scale = 1.0 / sqrt((double)spec->head_dim), .pairs = b->pairs};
 }
 
 /* h = norm(x); q, k, v = h W. All into `home`. */
@@ -60,11 +56,11 @@ static void project_out(const Model *m, const Weights *w, Saved *k, MicroBatch *
 void attention_forward(const Model *m, const Weights *w, Saved *k, MicroBatch *b, Arena *kept, Arena *home) {
     const Spec *spec = m->spec;
     k->attention = arena_tensor(kept, m->real, DIM(b->tokens, spec->heads, spec->head_dim));
-    k->lse = arena_tensor(kept, m->sum, DIM(spec->heads, b->tokens));
+    k->lse = arena_tensor(kept, m->sum, DIM(spec->heads / m->cut.ulysses, b->sharing.rows));
     project(m, w, k, b, home);
     Mark mark = arena_mark(m->work);
     Tensor q = turned(m, b, k->q, w->at[Q_NORM], k->q_inverse), kk = turned(m, b, k->k, w->at[K_NORM], k->k_inverse);
-    attention(m->compute, k->attention, k->lse, q, kk, k->v, b->first, b->last, attention_shape(spec, b));
+    shared_attention(m, b, k->attention, k->lse, q, kk, k->v);
     arena_reset(m->work, mark);
     project_out(m, w, k, b, home);
 }
@@ -111,8 +107,7 @@ void attention_backward_pass(const Model *m, const Weights *w, Weights *dw, Save
     Tensor delta = arena_tensor(m->work, m->sum, DIM(spec->heads, T));
     Tensor q = turned(m, b, k->q, w->at[Q_NORM], k->q_inverse), kk = turned(m, b, k->k, w->at[K_NORM], k->k_inverse);
     attention_delta(s, delta, dattention, k->attention);
-    attention_backward(s, dq, dk, dv, delta, dattention, k->lse, q, kk, k->v, b->first, b->last,
-                       attention_shape(spec, b));
+    shared_attention_backward(m, b, dq, dk, dv, delta, dattention, k->lse, q, kk, k->v);
     arena_reset(m->work, inner);
 
     Tensor h = arena_tensor(m->work, m->real, DIM(T, spec->hidden)),

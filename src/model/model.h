@@ -78,17 +78,30 @@ typedef struct {
 
 /* ---- The model on one rank -------------------------------------------------------------------- */
 
+/* Who has which rows of a micro-batch, among the ranks that share its sequences (comm/cut.h); in the host arena. Rows of several
+ * sequences lie one sequence behind the other. */
+typedef struct {
+    int64_t *block;        /* [ring members] rows of a ring member: of all ranks of its Ulysses group */
+    int64_t rows, largest; /* of this rank's ring member; of any */
+    /* For the exchanges between a rank's own rows of all heads and its heads of all rows (ulysses.c): rows of its ring member that are
+     * member j's, and rows of what is packed for member j; the same of a tensor that has heads outside, [heads, rows]. */
+    Spans whole, packed, whole_heads, packed_heads;
+} Sharing;
+
 /* One micro-batch on the device, and what its layers kept for backward. */
 typedef struct {
-    int64_t tokens, sequences, pairs;
+    int64_t tokens, sequences;                /* tokens: of this rank */
     int64_t most;                             /* tokens of the rank of the expert group that has most */
     Tensor token, target, position, sequence; /* int32 [tokens] */
-    Tensor first, last;                       /* int32 [tokens]: the rows that each sees, see `attention` */
-    Tensor rows;                              /* fp64 [sequences]: MoE layers x real positions */
-    Tensor rope;                              /* sum [tokens, head_dim] */
-    Tensor counts, mass;                      /* fp64 [sequences, experts] */
-    Tensor x;                                 /* the tensor between layers; in backward its gradient */
-    Tensor gradient;                          /* [T, H]: where that gradient lives */
+    Sharing sharing;
+    Tensor first,
+        last; /* int32 [ring members, rows]: the rows that each row of this ring member sees of that one's, see `attention` */
+    int64_t *pairs;      /* [ring members] visible pairs of them */
+    Tensor rows;         /* fp64 [sequences]: MoE layers x real positions */
+    Tensor rope;         /* sum [tokens, head_dim] */
+    Tensor counts, mass; /* fp64 [sequences, experts] */
+    Tensor x;            /* the tensor between layers; in backward its gradient */
+    Tensor gradient;     /* [T, H]: where that gradient lives */
 } MicroBatch;
 
 /* What one layer and micro-batch keeps. Between forward and backward `x`, `attention` and `lse` always live; the others live
@@ -97,7 +110,7 @@ typedef struct {
     Tensor x;                 /* [T, H] the layer's input */
     Tensor inverse1, q, k, v; /* before norm and rope */
     Tensor q_inverse, k_inverse;
-    Tensor attention, lse; /* [T, heads, d], [heads, T] */
+    Tensor attention, lse; /* [T, heads, d]; [heads / D_u, rows of the ring member] */
     Tensor y, inverse2;    /* [T, H] after attention */
     Tensor gate, up;       /* [rows, I] (or dense [T, D]) */
     /* routing */
@@ -115,6 +128,8 @@ typedef struct Model {
     Stream *compute, *network;
     Comm *comm;
     bool recompute;
+    Cut cut;               /* of the sequences at hand */
+    int64_t ulysses_heads; /* most KV heads that are here in full-sequence form at a time */
     int64_t loss_chunk;
     int64_t expert_first, experts_here, experts_each; /* this rank's experts; ceil(E / E_p) */
     int64_t dispatch_tokens;                          /* c: tokens of a rank in a round; 0: all */
@@ -126,6 +141,9 @@ typedef struct Model {
     double *load;               /* host [E]: rows that this rank has sent to each expert */
     bool evaluating;            /* keep nothing; a layer's output replaces its input */
 } Model;
+
+/* Fills b->sharing for m->cut, in the host arena; b->sequences are known. */
+void share_sequences(const Model *m, MicroBatch *b);
 
 /* b->x = table[token], b->x [T, H]. */
 void embed_forward(const Model *m, const Weights *w, MicroBatch *b);

@@ -26,13 +26,10 @@ typedef struct {
     int64_t *rows, micro, members, rounds, experts;
 } Table;
 
-/* Tokens of a member of the expert group in a round: of its micro-batch, or, in generation, of rank 0's context. */
+/* Tokens of a member of the expert group in a round. */
 static int64_t member_tokens(const Table *t, int64_t member, int64_t round) {
-    const Run *r = t->run;
-    const Axis *a = &r->comm.group[AXIS_EXPERT].axis;
-    int64_t rank = a->first + member * a->stride;
-    int64_t tokens = run_tokens(r->config, r->comm.mesh.world, rank, t->micro);
-    if (r->context > 0) tokens = rank == 0 ? r->context : 0;
+    const Axis *a = &t->run->comm.group[AXIS_EXPERT].axis;
+    int64_t tokens = run_tokens(t->run, a->first + (int)member * a->stride, t->micro);
     return max64(0, ceil_div(tokens - round, t->rounds));
 }
 

@@ -1,34 +1,97 @@
-/* This rank's share of a step's sequences, onto the device: sequence i of a step goes to rank i mod W (of the sequence-parallel
- * groups, when there are any); micro-batches cut each rank's list into runs that differ by at most one. A rank or micro-batch without
- * sequences runs like any other. */
+/* A step's sequences, onto the device: sequence i of a step goes to sequence group i mod (W / D); micro-batches cut each group's list into
+ * runs that differ by at most one, and comm/cut.h says which of their positions are whose. A group or micro-batch without sequences runs
+ * like any other.
+ *
+ * Whole sequences exist one at a time, on the host: of each a rank takes its own positions, and for the positions of its ring member
+ * what they see of every ring member's. */
 #include "train/run.h"
 
 #include <string.h>
 
-static void write_ints(Run *r, Tensor t, const int32_t *host) {
-    device_write(r->model.compute, t, host);
+/* ---- Whose is what ---------------------------------------------------------------------------- */
+
+/* Host values of the stretches, one behind the other, onto rows of t that begin at `row`. */
+static void place(Run *r, Tensor t, int64_t row, const int32_t *values, const Stretches *s) {
+    int64_t n = 0;
+    for (int i = 0; i < 2; i++) {
+        memcpy(r->row + n, values + s->part[i].first, (size_t)s->part[i].count * sizeof *values);
+        n += s->part[i].count;
+    }
+    device_write(r->model.compute, tensor_rows(t, row, n), r->row);
 }
 
-void run_upload(Run *r) {
-    double counts[2] = {0}, rows[4096];
+static void mark_sequence(Batch *one, int32_t number) {
+    for (int64_t i = 0; i < one->tokens; i++)
+        if (one->sequence[i] >= 0) one->sequence[i] = number;
+}
+
+/* counts[REAL] and [TRAINED] += this rank's. */
+static void place_own(Run *r, MicroBatch *m, int64_t number, const Batch *one, double *counts) {
+    Stretches own = cut_rank(&r->model.cut, r->comm.mesh.rank);
+    int64_t row = number * own.tokens;
+    place(r, m->token, row, one->token, &own);
+    place(r, m->target, row, one->target, &own);
+    place(r, m->position, row, one->position, &own);
+    place(r, m->sequence, row, one->sequence, &own);
+    for (int i = 0; i < 2; i++)
+        for (int64_t p = own.part[i].first; p < own.part[i].first + own.part[i].count; p++) {
+            counts[TRAINED] += one->target[p] >= 0;
+            counts[REAL] += one->sequence[p] >= 0;
+        }
+}
+
+/* Positions `seen` [0, S] of this ring member's stretches, as rows of another member's. */
+static void place_rows(Run *r, Tensor t, int64_t row, const int32_t *seen, const Stretches *mine,
+                       const Stretches *theirs, int64_t first_row) {
+    int64_t n = 0;
+    for (int i = 0; i < 2; i++)
+        for (int64_t p = 0; p < mine->part[i].count; p++)
+            r->row[n++] = (int32_t)(first_row + stretches_below(theirs, seen[mine->part[i].first + p]));
+    device_write(r->model.compute, tensor_rows(t, row, n), r->row);
+}
+
+static int64_t visible_pairs(const Batch *one, const Stretches *mine, const Stretches *theirs) {
+    int64_t pairs = 0;
+    for (int i = 0; i < 2; i++)
+        for (int64_t p = mine->part[i].first; p < mine->part[i].first + mine->part[i].count; p++)
+            pairs += stretches_below(theirs, one->last[p]) - stretches_below(theirs, one->first[p]);
+    return pairs;
+}
+
+/* What the rows of this ring member see of every member's block. */
+static void place_sights(Run *r, MicroBatch *m, int64_t number, const Batch *one) {
+    const Cut *cut = &r->model.cut;
+    Stretches mine = cut_ring_member(cut, r->comm.mesh.axis[AXIS_RING].index);
+    for (int j = 0; j < cut->ring; j++) {
+        Stretches theirs = cut_ring_member(cut, j);
+        Tensor first = tensor_rows(m->first, j, 1), last = tensor_rows(m->last, j, 1);
+        int64_t rows = first.dim[1], row = number * mine.tokens, behind = number * theirs.tokens;
+        place_rows(r, tensor_view(first, DIM(rows)), row, one->first, &mine, &theirs, behind);
+        place_rows(r, tensor_view(last, DIM(rows)), row, one->last, &mine, &theirs, behind);
+        m->pairs[j] += visible_pairs(one, &mine, &theirs);
+    }
+}
+
+/* ---- Loading ---------------------------------------------------------------------------------- */
+
+void run_place(Run *r, MicroBatch *m, int64_t number, Batch *one, double *counts) {
+    double rows = (double)(one->real[0] * r->spec->moe_layers);
+    mark_sequence(one, (int32_t)number);
+    place_own(r, m, number, one, counts);
+    place_sights(r, m, number, one);
+    device_write(r->model.compute, tensor_rows(m->rows, number, 1), &rows);
+}
+
+void run_upload(Run *r, SequenceSource source, const void *context) {
+    const Axis *a = &r->comm.mesh.axis[AXIS_SEQUENCE];
+    int64_t groups = r->comm.mesh.world / a->size, sequence = r->comm.mesh.rank / a->size;
+    double counts[2] = {0};
     for (int64_t i = 0; i < r->micro_batches; i++) {
         MicroBatch *m = &r->micro[i];
-        const Batch *b = &r->batch[i];
-        write_ints(r, m->token, b->token);
-        write_ints(r, m->target, b->target);
-        write_ints(r, m->position, b->position);
-        write_ints(r, m->first, b->first);
-        write_ints(r, m->last, b->last);
-        write_ints(r, m->sequence, b->sequence);
-        m->pairs = b->pairs;
-        counts[TRAINED] += (double)b->trained;
-        for (int64_t s = 0; s < b->sequences; s += (int64_t)COUNT(rows)) {
-            int64_t n = min64((int64_t)COUNT(rows), b->sequences - s);
-            for (int64_t j = 0; j < n; j++) {
-                rows[j] = (double)(b->real[s + j] * r->spec->moe_layers);
-                counts[REAL] += (double)b->real[s + j];
-            }
-            device_write(r->model.compute, tensor_rows(m->rows, s, n), rows);
+        memset(m->pairs, 0, (size_t)r->model.cut.ring * sizeof *m->pairs);
+        for (int64_t j = 0; j < m->sequences; j++, sequence += groups) {
+            source(r, context, sequence, &r->one);
+            run_place(r, m, j, &r->one, counts);
         }
     }
     device_write(r->model.compute, r->counts, counts);
@@ -37,47 +100,48 @@ void run_upload(Run *r) {
     stream_wait(r->model.compute, event_record(r->model.network));
 }
 
-void run_load_batch(Run *r, int64_t step) {
+static void from_step(Run *r, const void *context, int64_t sequence, Batch *one) {
     const Config *c = r->config;
-    int64_t world = r->comm.mesh.world, first = step * c->train_sequences + r->comm.mesh.rank;
-    for (int64_t i = 0; i < r->micro_batches; i++) {
-        Batch *b = &r->batch[i];
-        batch_fill(b, r->tokens, c->train_seed, first, world, r->micro[i].sequences, c->train_sequence_length,
-                   r->spec->window);
-        first += world * r->micro[i].sequences;
-    }
-    run_upload(r);
+    const int64_t *step = context;
+    batch_fill(one, r->tokens, c->train_seed, *step * c->train_sequences + sequence, 1, 1, c->train_sequence_length,
+               r->spec->window);
+}
+
+void run_load_batch(Run *r, int64_t step) {
+    run_upload(r, from_step, &step);
+}
+
+static void from_piece(Run *r, const void *context, int64_t sequence, Batch *one) {
+    const int64_t *first_piece = context;
+    batch_fill_in_order(one, r->tokens, *first_piece + sequence, 1, 1, r->config->train_sequence_length,
+                        r->spec->window);
 }
 
 void run_load_in_order(Run *r, int64_t first_piece) {
-    const Config *c = r->config;
-    int64_t world = r->comm.mesh.world, first = first_piece + r->comm.mesh.rank;
-    for (int64_t i = 0; i < r->micro_batches; i++) {
-        batch_fill_in_order(&r->batch[i], r->tokens, first, world, r->micro[i].sequences, c->train_sequence_length,
-                            r->spec->window);
-        first += world * r->micro[i].sequences;
-    }
-    run_upload(r);
+    run_upload(r, from_piece, &first_piece);
+}
+
+/* ---- Around a pass ---------------------------------------------------------------------------- */
+
+void run_begin_micro_batch(Run *r, MicroBatch *b, bool training) {
+    Model *m = &r->model;
+    const Spec *spec = r->spec;
+    share_sequences(m, b);
+    b->x = arena_tensor(&r->activations, m->real, DIM(b->tokens, spec->hidden));
+    b->rope = arena_tensor(&r->activations, m->sum, DIM(b->tokens, spec->head_dim));
+    b->counts = arena_tensor(&r->activations, FP64, DIM(b->sequences, spec->experts));
+    b->mass = arena_tensor(&r->activations, FP64, DIM(b->sequences, spec->experts));
+    if (training) b->gradient = arena_tensor(&r->activations, m->real, DIM(b->tokens, spec->hidden));
+    zero(m->compute, b->counts);
+    zero(m->compute, b->mass);
+    rope_table(m->compute, b->rope, b->position, spec->rope_theta);
 }
 
 void run_begin_pass(Run *r, bool training) {
-    Model *m = &r->model;
-    const Spec *spec = r->spec;
-    arena_reset(&r->activations, (Mark){0});
-    arena_reset(&r->host, (Mark){0});
-    memset(m->load, 0, (size_t)spec->experts * sizeof *m->load);
-    zero(m->compute, r->stats);
-    for (int64_t i = 0; i < r->micro_batches; i++) {
-        MicroBatch *b = &r->micro[i];
-        b->x = arena_tensor(&r->activations, m->real, DIM(b->tokens, spec->hidden));
-        b->rope = arena_tensor(&r->activations, m->sum, DIM(b->tokens, spec->head_dim));
-        b->counts = arena_tensor(&r->activations, FP64, DIM(b->sequences, spec->experts));
-        b->mass = arena_tensor(&r->activations, FP64, DIM(b->sequences, spec->experts));
-        if (training) b->gradient = arena_tensor(&r->activations, m->real, DIM(b->tokens, spec->hidden));
-        zero(m->compute, b->counts);
-        zero(m->compute, b->mass);
-        rope_table(m->compute, b->rope, b->position, spec->rope_theta);
-    }
+    run_end_pass(r);
+    memset(r->model.load, 0, (size_t)r->spec->experts * sizeof *r->model.load);
+    zero(r->model.compute, r->stats);
+    for (int64_t i = 0; i < r->micro_batches; i++) run_begin_micro_batch(r, &r->micro[i], training);
 }
 
 void run_end_pass(Run *r) {

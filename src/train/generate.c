@@ -7,31 +7,42 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A micro-batch of `tokens` rows in the memory of the step's first one: one sequence, one document, nothing trained. */
-static MicroBatch context_batch(Run *r, const int32_t *ids, int64_t tokens) {
-    const MicroBatch *full = &r->micro[0];
-    Stream *s = r->model.compute;
-    int32_t *host = r->batch[0].token;
-    MicroBatch b = {.tokens = tokens, .sequences = tokens > 0, .most = r->context};
-    b.token = tensor_rows(full->token, 0, tokens);
-    b.position = tensor_rows(full->position, 0, tokens);
-    b.first = tensor_rows(full->first, 0, tokens);
-    b.last = tensor_rows(full->last, 0, tokens);
-    b.sequence = tensor_rows(full->sequence, 0, tokens);
-    b.rows = tensor_rows(full->rows, 0, b.sequences);
-    device_write(s, b.token, ids);
-    for (int64_t i = 0; i < tokens; i++) host[i] = (int32_t)i;
-    device_write(s, b.position, host);
+static Tensor flat(Tensor t) {
+    return tensor_view(t, DIM(tensor_count(t)));
+}
+
+/* One document that fills the first `tokens` positions of a sequence, of which nothing is trained. */
+static void fill_text(Run *r, const int32_t *ids, int64_t tokens) {
+    Batch *one = &r->one;
     int64_t window = r->spec->window ? r->spec->window : tokens;
+    one->tokens = one->real[0] = tokens;
     for (int64_t i = 0; i < tokens; i++) {
-        host[i] = (int32_t)max64(0, i + 1 - window);
-        b.pairs += i + 1 - host[i];
+        one->token[i] = ids[i];
+        one->target[i] = -1;
+        one->position[i] = (int32_t)i;
+        one->first[i] = (int32_t)max64(0, i + 1 - window);
+        one->last[i] = (int32_t)i + 1;
+        one->sequence[i] = 0;
     }
-    device_write(s, b.first, host);
-    for (int64_t i = 0; i < tokens; i++) host[i] = (int32_t)i + 1;
-    device_write(s, b.last, host);
-    memset(host, 0, (size_t)tokens * sizeof *host);
-    device_write(s, b.sequence, host);
+}
+
+/* The text as a micro-batch in the memory of the step's first one: a sequence of the first sequence group; the other ranks have none. */
+static MicroBatch text_batch(Run *r, const int32_t *ids, int64_t tokens) {
+    MicroBatch b = r->micro[0];
+    double counts[2];
+    int ring = r->model.cut.ring, own = r->comm.mesh.axis[AXIS_RING].index;
+    b.tokens = run_tokens(r, r->comm.mesh.rank, 0);
+    b.most = run_most_tokens(r, AXIS_EXPERT, 0);
+    b.sequences = r->comm.mesh.rank < r->comm.mesh.axis[AXIS_SEQUENCE].size;
+    int64_t rows = b.sequences * cut_ring_member(&r->model.cut, own).tokens;
+    b.first = tensor_view(tensor_rows(flat(b.first), 0, ring * rows), DIM(ring, rows));
+    b.last = tensor_view(tensor_rows(flat(b.last), 0, ring * rows), DIM(ring, rows));
+    Tensor *ints[] = {&b.token, &b.target, &b.position, &b.sequence};
+    for (size_t i = 0; i < COUNT(ints); i++) *ints[i] = tensor_rows(*ints[i], 0, b.tokens);
+    b.rows = tensor_rows(b.rows, 0, b.sequences);
+    memset(b.pairs, 0, (size_t)ring * sizeof *b.pairs);
+    fill_text(r, ids, tokens);
+    if (b.sequences > 0) run_place(r, &b, 0, &r->one, counts);
     return b;
 }
 
@@ -54,21 +65,14 @@ static void forward(Run *r, MicroBatch *b, Tensor logits) {
 
 static bool next_logits(Run *r, const int32_t *ids, int64_t tokens, void *host, Error *e) {
     Model *m = &r->model;
-    const Spec *spec = r->spec;
-    arena_reset(&r->activations, (Mark){0});
-    arena_reset(&r->host, (Mark){0});
-    MicroBatch b = context_batch(r, ids, tokens);
-    b.x = arena_tensor(&r->activations, m->real, DIM(tokens, spec->hidden));
-    b.rope = arena_tensor(&r->activations, m->sum, DIM(tokens, spec->head_dim));
-    b.counts = arena_tensor(&r->activations, FP64, DIM(b.sequences, spec->experts));
-    b.mass = arena_tensor(&r->activations, FP64, DIM(b.sequences, spec->experts));
-    zero(m->compute, b.counts);
-    zero(m->compute, b.mass);
-    rope_table(m->compute, b.rope, b.position, spec->rope_theta);
+    run_end_pass(r);
+    m->cut.limit = tokens;
+    MicroBatch b = text_batch(r, ids, tokens);
+    run_begin_micro_batch(r, &b, false);
     Mark mark = arena_mark(&r->work);
-    Tensor logits = arena_tensor(&r->work, m->sum, DIM(1, spec->vocabulary));
+    Tensor logits = arena_tensor(&r->work, m->sum, DIM(1, r->spec->vocabulary));
     forward(r, &b, logits);
-    if (tokens > 0) device_read(m->compute, host, logits, READ_LOSS);
+    if (b.tokens > 0) device_read(m->compute, host, logits, READ_LOSS);
     arena_reset(&r->work, mark);
     const Error *failed = device_failed(r->device);
     return failed ? fail(e, failed->code, "%s", failed->text) : true;
@@ -108,18 +112,18 @@ bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Er
     Candidate *candidates = malloc((size_t)V * sizeof *candidates);
     MUST(logits && candidates);
     store_flush(r->store);
-    r->model.evaluating = true;
+    r->model.evaluating = r->generating = true;
     bool ok = true;
     for (int64_t i = given; ok && i < given + count; i++) {
-        int64_t context = r->context = min64(i, longest);
-        ok = next_logits(r, ids + i - context, leader ? context : 0, logits, e);
+        int64_t context = min64(i, longest);
+        ok = next_logits(r, ids + i - context, context, logits, e);
         if (!ok || !leader) continue;
         Tensor t = tensor_at(logits, r->model.sum, DIM(V));
         for (int64_t v = 0; v < V; v++) candidates[v] = (Candidate){tensor_get(t, v), (int32_t)v};
         ids[i] = sample(candidates, V, s, (uint64_t)i);
     }
-    r->model.evaluating = false;
-    r->context = 0;
+    r->model.evaluating = r->generating = false;
+    r->model.cut.limit = longest;
     run_end_pass(r);
     free(candidates);
     free(logits);

@@ -10,20 +10,34 @@
 
 static const size_t UNLIMITED_DEVICE = (size_t)1 << 50, UNLIMITED_HOST = (size_t)1 << 32;
 
-static const struct {
-    const char *key;
-    size_t field;
-} later[] = {
-    {"mixture.ulysses", offsetof(Config, mixture_ulysses)},
-    {"mixture.ring", offsetof(Config, mixture_ring)},
-    {"mixture.vocabulary", offsetof(Config, mixture_vocabulary)},
-};
+/* Sequences in micro-batch `micro` of a rank's sequence group: sequence i of a step is group i mod (W / D)'s, whose list is cut into
+ * micro-batches that differ by at most one. */
+static int64_t sequences_of(const Config *c, int world, int rank, int64_t micro) {
+    int64_t size = c->mixture_ulysses * c->mixture_ring, groups = world / size;
+    int64_t mine = (c->train_sequences - rank / size + groups - 1) / groups;
+    return mine / c->train_micro_batches + (micro < mine % c->train_micro_batches);
+}
+
+/* The most tokens that a micro-batch of any rank has. */
+static int64_t largest_batch(const Config *c, int world) {
+    Cut cut = cut_of(c);
+    int64_t most = 0;
+    for (int r = 0; r < cut.ulysses * cut.ring; r++)
+        most = max64(most, sequences_of(c, world, r, 0) * cut_rank(&cut, r).tokens);
+    return most;
+}
 
 /* Slots of a micro-batch and rows of a round are numbered in 32 bits: all that may come to one rank must fit. */
 static bool rows_fit(const Config *c, const Spec *spec, int world, Error *e) {
-    double tokens = (double)run_tokens(c, world, 0, 0), round = tokens, k = (double)spec->top_k;
+    double tokens = (double)largest_batch(c, world), round = tokens, k = (double)spec->top_k;
     if (c->mixture_dispatch_tokens > 0) round = fmin(round, (double)c->mixture_dispatch_tokens);
     double rows = k * fmax(tokens, round * (double)c->mixture_expert);
+    double whole = (double)sequences_of(c, world, 0, 0) * (double)c->train_sequence_length;
+    if (whole > INT32_MAX)
+        return fail(e, EXIT_USAGE,
+                    "a micro-batch has %.2g tokens of whole sequences, and rows are numbered in 32 bits; use more "
+                    "train.micro_batches or a smaller train.sequence_length",
+                    whole);
     if (rows <= INT32_MAX) return true;
     return fail(e, EXIT_USAGE,
                 "a micro-batch of %.0f tokens a rank, %.0f of them in a round, may bring %.2g rows to one rank's "
@@ -32,75 +46,80 @@ static bool rows_fit(const Config *c, const Spec *spec, int world, Error *e) {
                 tokens, round, rows);
 }
 
+static bool heads_divide(const Config *c, const Spec *spec, Error *e) {
+    if (spec->heads % c->mixture_ulysses == 0) return true;
+    return fail(
+        e, EXIT_USAGE,
+        "mixture.ulysses = %lld does not divide the model's %lld query heads; use a divisor of both %lld and the "
+        "ranks, or mixture.ring",
+        (long long)c->mixture_ulysses, (long long)spec->heads, (long long)spec->heads);
+}
+
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e) {
     Mesh m;
-    for (size_t i = 0; i < COUNT(later); i++) {
-        int64_t value = *(const int64_t *)((const char *)c + later[i].field);
-        if (value != 1)
-            return fail(e, EXIT_USAGE,
-                        "%s = %lld: this version plans such groups but does not train with them yet; use 1",
-                        later[i].key, (long long)value);
-    }
+    if (c->mixture_vocabulary != 1)
+        return fail(e, EXIT_USAGE, "mixture.vocabulary = %lld: this version does not train with it yet; use 1",
+                    (long long)c->mixture_vocabulary);
     if (spec->moe_layers == 0)
         return fail(e, EXIT_DATA,
                     "the model has no layer with experts; mop trains mixture-of-experts models; check model.config");
     if (spec->head_dim > MAX_HEAD_SIZE)
         return fail(e, EXIT_DATA, "head_dim %lld is larger than %d, the largest that is built; use another model",
                     (long long)spec->head_dim, MAX_HEAD_SIZE);
-    return mesh_plan(&m, c, world, 0, e) && rows_fit(c, spec, world, e);
+    return mesh_plan(&m, c, world, 0, e) && heads_divide(c, spec, e) && rows_fit(c, spec, world, e);
 }
 
-/* Sequence i of a step belongs to rank i mod W; a rank's list is cut into micro-batches that differ by at most one. */
-int64_t run_sequences(const Config *c, int64_t world, int64_t rank, int64_t micro) {
-    int64_t mine = (c->train_sequences - rank + world - 1) / world;
-    return mine / c->train_micro_batches + (micro < mine % c->train_micro_batches);
+int64_t run_tokens(const Run *r, int rank, int64_t micro) {
+    const Cut *cut = &r->model.cut;
+    int64_t each = cut_rank(cut, rank).tokens;
+    if (r->generating) return rank < cut->ulysses * cut->ring ? each : 0;
+    return sequences_of(r->config, r->comm.mesh.world, rank, micro) * each;
 }
 
-int64_t run_tokens(const Config *c, int64_t world, int64_t rank, int64_t micro) {
-    return run_sequences(c, world, rank, micro) * c->train_sequence_length;
-}
-
-/* Of the ranks that share this one's experts, whichever has most: it decides in how many rounds all of them dispatch. */
-static int64_t most_tokens(const Run *r, int64_t micro) {
-    const Axis *a = &r->comm.mesh.axis[AXIS_EXPERT];
+int64_t run_most_tokens(const Run *r, AxisName axis, int64_t micro) {
+    const Axis *a = &r->comm.mesh.axis[axis];
     int64_t most = 0;
-    for (int j = 0; j < a->size; j++)
-        most = max64(most, run_tokens(r->config, r->comm.mesh.world, a->first + j * a->stride, micro));
+    for (int j = 0; j < a->size; j++) most = max64(most, run_tokens(r, a->first + j * a->stride, micro));
     return most;
 }
 
 /* ---- The batch's memory ------------------------------------------------------------------------ */
 
+static bool open_one(Run *r, Error *e) {
+    int64_t S = r->config->train_sequence_length;
+    int32_t *host = calloc((size_t)(7 * S), sizeof *host);
+    int64_t *real = calloc(1, sizeof *real);
+    r->one = (Batch){.token = host,
+                     .target = host + S,
+                     .position = host + 2 * S,
+                     .first = host + 3 * S,
+                     .last = host + 4 * S,
+                     .sequence = host + 5 * S,
+                     .real = real};
+    r->row = host + 6 * S;
+    if (host && real) return true;
+    return fail(e, EXIT_MEMORY, "no memory for a sequence of %lld tokens; use a smaller train.sequence_length",
+                (long long)S);
+}
+
 static bool open_batches(Run *r, Error *e) {
-    const Config *c = r->config;
+    const Cut *cut = &r->model.cut;
     Arena *a = &r->batch_arena;
-    int64_t S = c->train_sequence_length;
+    int ring = cut->ring, own = r->comm.mesh.axis[AXIS_RING].index;
+    if (!open_one(r, e)) return false;
     for (int64_t i = 0; i < r->micro_batches; i++) {
-        int64_t n = run_sequences(c, r->comm.mesh.world, r->comm.mesh.rank, i), T = n * S;
         MicroBatch *m = &r->micro[i];
-        Tensor *ints[] = {&m->token, &m->target, &m->position, &m->first, &m->last, &m->sequence};
-        m->tokens = T;
-        m->most = most_tokens(r, i);
-        m->sequences = n;
-        for (size_t j = 0; j < COUNT(ints); j++) *ints[j] = arena_tensor(a, INT32, DIM(T));
-        m->rows = arena_tensor(a, FP64, DIM(n));
-        int32_t *host = calloc((size_t)max64(1, 6 * T), sizeof *host);
-        int64_t *real = calloc((size_t)max64(1, n), sizeof *real);
-        if (!host || !real) {
-            free(host);
-            free(real);
-            return fail(e, EXIT_MEMORY,
-                        "no memory for a batch of %lld tokens; use a smaller train.sequences or train.sequence_length",
-                        (long long)T);
-        }
-        r->batch[i] = (Batch){.token = host,
-                              .target = host + T,
-                              .position = host + 2 * T,
-                              .first = host + 3 * T,
-                              .last = host + 4 * T,
-                              .sequence = host + 5 * T,
-                              .real = real};
-        r->sequences += n;
+        m->sequences = sequences_of(r->config, r->comm.mesh.world, r->comm.mesh.rank, i);
+        m->tokens = run_tokens(r, r->comm.mesh.rank, i);
+        m->most = run_most_tokens(r, AXIS_EXPERT, i);
+        Tensor *ints[] = {&m->token, &m->target, &m->position, &m->sequence};
+        for (size_t j = 0; j < COUNT(ints); j++) *ints[j] = arena_tensor(a, INT32, DIM(m->tokens));
+        int64_t rows = m->sequences * cut_ring_member(cut, own).tokens;
+        m->first = arena_tensor(a, INT32, DIM(ring, rows));
+        m->last = arena_tensor(a, INT32, DIM(ring, rows));
+        m->rows = arena_tensor(a, FP64, DIM(m->sequences));
+        m->pairs = calloc((size_t)ring, sizeof *m->pairs);
+        MUST(m->pairs);
     }
     r->counts = arena_tensor(a, FP64, DIM(2));
     r->stats = arena_tensor(a, FP64, DIM(STAT_LOAD + r->spec->experts));
@@ -125,6 +144,7 @@ static void open_model(Run *r) {
     m->network = &r->device->stream[STREAM_NETWORK];
     m->comm = &r->comm;
     m->recompute = c->compute_activations == ACTIVATIONS_RECOMPUTE;
+    m->ulysses_heads = c->mixture_ulysses_heads;
     m->loss_chunk = c->mixture_loss_chunk;
     m->experts_each = ceil_div(spec->experts, expert.size);
     m->expert_first = min64(spec->experts, expert.index * m->experts_each);
@@ -165,6 +185,7 @@ static bool open_all(Run *r, Wire *wire, const char *device, const size_t *bytes
     if (!open_arenas(r, bytes, e)) return false;
     r->store = store_open(c, r->spec, &r->comm, bytes, e);
     if (!r->store) return false;
+    r->model.cut = cut_of(c);
     if (!open_batches(r, e)) return false;
     open_model(r);
     r->answers = answers_open(r, e);
@@ -180,10 +201,9 @@ Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wir
     MUST(r);
     *r = (Run){.config = c, .spec = spec, .tokens = tokens, .micro_batches = c->train_micro_batches};
     r->micro = calloc((size_t)r->micro_batches, sizeof *r->micro);
-    r->batch = calloc((size_t)r->micro_batches, sizeof *r->batch);
     r->saved = calloc((size_t)(r->micro_batches * spec->layers), sizeof *r->saved);
     r->marks = calloc((size_t)spec->layers, sizeof *r->marks);
-    MUST(r->micro && r->batch && r->saved && r->marks);
+    MUST(r->micro && r->saved && r->marks);
     if (open_all(r, wire, device, bytes, e)) return r;
     run_close(r);
     return NULL;
@@ -200,14 +220,12 @@ void run_close(Run *r) {
     arena_close(&r->batch_arena);
     arena_close(&r->host);
     device_close(r->device);
-    for (int64_t i = 0; i < r->micro_batches; i++) {
-        free(r->batch[i].token);
-        free(r->batch[i].real);
-    }
+    for (int64_t i = 0; i < r->micro_batches; i++) free(r->micro[i].pairs);
+    free(r->one.token);
+    free(r->one.real);
     free(r->stats_host);
     free(r->model.load);
     free(r->micro);
-    free(r->batch);
     free(r->saved);
     free(r->marks);
     free(r);

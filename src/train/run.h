@@ -41,16 +41,18 @@ typedef struct Run {
     Model model;
     Arena activations, work, batch_arena, host;
 
-    int64_t micro_batches, sequences; /* sequences: of this rank per step */
-    int64_t context;                  /* generating: tokens on rank 0; else 0 */
-    MicroBatch *micro;                /* [micro_batches]; tensors in batch_arena */
-    Batch *batch;                     /* [micro_batches] host side */
-    Saved *saved;                     /* [layers][micro_batches] */
-    Mark *marks;                      /* [layers] of the activations arena, before the layer's forward */
-    Tensor counts;                    /* fp64 [2]: trained and real positions of the step, over all ranks */
-    Tensor stats;                     /* fp64 [STAT_LOAD + experts]: this rank's, then everybody's */
+    int64_t micro_batches;
+    bool generating;
+    MicroBatch *micro; /* [micro_batches]; tensors in batch_arena */
+    Batch one;         /* host: a whole sequence */
+    int32_t *row;      /* host [sequence_length]: what is written next */
+    Saved *saved;      /* [layers][micro_batches] */
+    Mark *marks;       /* [layers] of the activations arena, before the layer's forward */
+    Tensor counts;     /* fp64 [2]: trained and real positions of the step, over all ranks */
+    Tensor stats;      /* fp64 [STAT_LOAD + experts]: this rank's, then everybody's */
     double *stats_host;
     struct Answers *answers; /* sim's, or the recorder's */
+    Event shared;            /* the routing statistics of whole sequences are there */
 
     int64_t updates;   /* AdamW's own count: steps with a finite gradient */
     int64_t bad_steps; /* consecutive */
@@ -66,18 +68,23 @@ size_t run_memory(Run *r);          /* high-water of all arenas of this rank, by
 /* What this version does not do, refused in words before anything is opened (EXIT_USAGE). */
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e);
 
-/* Sequences in micro-batch `micro` of a rank. */
-int64_t run_sequences(const Config *c, int64_t world, int64_t rank, int64_t micro);
-/* Tokens of micro-batch `micro` on a rank. */
-int64_t run_tokens(const Config *c, int64_t world, int64_t rank, int64_t micro);
+/* Tokens of micro-batch `micro` on a rank; in generation, of the text. */
+int64_t run_tokens(const Run *r, int rank, int64_t micro);
+/* Of the ranks of a group, those of whichever has most: it decides in how many rounds all of them work. */
+int64_t run_most_tokens(const Run *r, AxisName axis, int64_t micro);
 
 /* ---- Batches onto the device (batch_device.c) -------------------------------------------------------- */
 
 void run_load_batch(Run *r, int64_t step);           /* the step's micro-batches */
 void run_load_in_order(Run *r, int64_t first_piece); /* evaluation: a step's worth of pieces from here on */
-void run_upload(Run *r); /* the last part of both: r->batch, and its counts over all ranks */
+/* What both do: every sequence of a step comes from `source`, which fills `one` with sequence number `sequence` of the step, whole. */
+typedef void (*SequenceSource)(Run *r, const void *context, int64_t sequence, Batch *one);
+void run_upload(Run *r, SequenceSource source, const void *context);
+/* This rank's positions of `one` become sequence `number` of b; counts [2] (TRAINED, REAL) are added to. */
+void run_place(Run *r, MicroBatch *b, int64_t number, Batch *one, double *counts);
 /* Activations for one pass: x, gradient, rope table, routing statistics of every micro-batch. */
 void run_begin_pass(Run *r, bool training);
+void run_begin_micro_batch(Run *r, MicroBatch *b, bool training); /* of one */
 void run_end_pass(Run *r);
 
 /* ---- One step (step.c: read first) ------------------------------------------------------------ */

@@ -33,6 +33,18 @@ static void forward(Run *r) {
     }
 }
 
+/* The balance loss is of whole sequences: what their ranks counted is summed, beside the head's work. */
+static void share_statistics(Run *r) {
+    const Model *m = &r->model;
+    Group *g = &r->comm.group[AXIS_SEQUENCE];
+    stream_wait(m->network, event_record(m->compute));
+    for (int64_t i = 0; i < r->micro_batches; i++) {
+        all_reduce(g, m->network, r->micro[i].counts);
+        all_reduce(g, m->network, r->micro[i].mass);
+    }
+    r->shared = event_record(m->network);
+}
+
 static void head(Run *r, bool training) {
     int64_t part = part_of(r->spec->layers);
     Tensor loss = tensor_rows(r->stats, STAT_LOSS, 1), trained = tensor_rows(r->counts, TRAINED, 1);
@@ -46,6 +58,7 @@ static void head(Run *r, bool training) {
 
 static void backward(Run *r) {
     Model *m = &r->model;
+    stream_wait(m->compute, r->shared);
     for (int64_t l = r->spec->layers - 1; l >= 0; l--) {
         Weights w = store_fetch(r->store, part_of(l), l > 0 ? part_of(l - 1) : -1),
                 dw = store_gradients(r->store, part_of(l));
@@ -63,8 +76,9 @@ static void backward(Run *r) {
 static bool numbers(Run *r, bool stop, StepResult *out, Error *e) {
     Model *m = &r->model;
     int64_t experts = r->spec->experts, n = STAT_LOAD + experts;
+    stream_wait(m->compute, r->shared);
     for (int64_t i = 0; i < r->micro_batches; i++)
-        if (r->spec->moe_layers)
+        if (r->comm.mesh.axis[AXIS_SEQUENCE].index == 0) /* once a sequence */
             balance_loss(m->compute, tensor_rows(r->stats, STAT_BALANCE, 1), r->micro[i].counts, r->micro[i].mass,
                          r->micro[i].rows);
     double asked = stop;
@@ -120,6 +134,7 @@ bool train_loaded_step(Run *r, int64_t step, bool stop, StepResult *out, Error *
     r->device->step = step;
     run_begin_pass(r, true);
     forward(r);
+    share_statistics(r);
     head(r, true);
     backward(r);
     bool ok = store_norm(r->store, &out->gradient, e) && numbers(r, stop, out, e);
@@ -150,6 +165,7 @@ bool evaluate(Run *r, Evaluation *out, Error *e) {
         run_load_in_order(r, first); /* pieces past the end are padding */
         run_begin_pass(r, false);
         forward(r);
+        share_statistics(r);
         head(r, false);
         ok = numbers(r, false, &one, e);
         run_end_pass(r);
