@@ -875,11 +875,11 @@ enum { CUT_MEMBERS = 4 };
 typedef struct {
     double delay; /* before rank CUT_MEMBERS poisons the wire; 0: it never does, and members nap until one times out */
     int64_t exchanges[CUT_MEMBERS];
-} Cut;
+} Cutting;
 
 /* The first group exchanges until the first rank of the other one poisons the wire, or until one has waited too long. */
 static bool exchange_until_cut(Peers *p, int rank, Error *e) {
-    Cut *cut = p->context;
+    Cutting *cut = p->context;
     if (rank > CUT_MEMBERS || (rank == CUT_MEMBERS && cut->delay == 0)) return true;
     if (rank == CUT_MEMBERS) {
         nap(cut->delay);
@@ -900,7 +900,7 @@ static bool exchange_until_cut(Peers *p, int rank, Error *e) {
     }
 }
 
-static void assert_all_or_none(Peers p, Cut cut) {
+static void assert_all_or_none(Peers p, Cutting cut) {
     peers_try(&p, exchange_until_cut, &cut);
     for (int rank = 0; rank < CUT_MEMBERS; rank++) {
         assert_int_equal(p.error[rank].code, EXIT_PEER);
@@ -914,9 +914,9 @@ static void an_exchange_happens_for_all_its_members_or_for_none(void **state) {
     (void)state;
     for (int i = 0; i < 100; i++)
         assert_all_or_none((Peers){.world = 8, .late = i % 2, .sets = {"mixture.expert=4"}},
-                           (Cut){.delay = 2e-5 * (i + 1)});
+                           (Cutting){.delay = 2e-5 * (i + 1)});
     for (int i = 0; i < 30; i++) /* timeouts of about as long as the others nap */
-        assert_all_or_none((Peers){.world = 8, .timeout = 9e-4 + 1e-5 * i, .sets = {"mixture.expert=4"}}, (Cut){0});
+        assert_all_or_none((Peers){.world = 8, .timeout = 9e-4 + 1e-5 * i, .sets = {"mixture.expert=4"}}, (Cutting){0});
 }
 
 static bool come_but_for_one(Peers *p, int rank, Error *e) {
