@@ -35,6 +35,7 @@ bool comm_open(Comm *c, const Mesh *m, Wire *w, Device *d, Error *e) {
     size_t staging = (size_t)largest * COMM_ROUND_BYTES;
     if (!arena_open(&c->arena, d, "staging", TIER_DEVICE, staging, e)) return false;
     Tensor t = arena_tensor(&c->arena, BYTE, DIM((int64_t)staging));
+    stream_wait(&d->stream[STREAM_NETWORK], event_record(&d->stream[STREAM_COMPUTE])); /* memory begins as compute's */
     for (int a = 0; a < AXIS_COUNT; a++) {
         Parcel *parcels = calloc((size_t)m->axis[a].size, sizeof *parcels);
         MUST(parcels);
