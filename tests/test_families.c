@@ -145,6 +145,7 @@ static void give_sequence(Run *run, const void *context, int64_t sequence, Batch
     const Reference *ref = given->reference;
     int64_t window = run->spec->window;
     int32_t start = 0;
+    b->trained = 0;
     for (int32_t i = 0; i < S; i++) {
         int64_t at = (given->step * B + sequence) * S + i, target = ref->targets[at], position = ref->positions[at];
         if (position == 0) start = i;
@@ -154,6 +155,7 @@ static void give_sequence(Run *run, const void *context, int64_t sequence, Batch
         b->first[i] = window ? (int32_t)max64(start, i + 1 - window) : start;
         b->last[i] = i + 1;
         b->sequence[i] = 0;
+        b->trained += target >= 0;
     }
     b->tokens = b->real[0] = S;
 }

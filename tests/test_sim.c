@@ -54,6 +54,14 @@ static const Row rows[] = {
     {8,
      "tests/fixtures/mixtral/config.json",
      {"mixture.expert=8", "mixture.dispatch_tokens=9", "mixture.balance_imports=1"}},
+    {4, tiny, {"mixture.ulysses=2", "mixture.ring=2"}},
+    {3, tiny, {"compute.type=bf16", "mixture.ring=3", "train.micro_batches=2"}},
+    {8,
+     "tests/fixtures/qwen3_moe/config.json",
+     {"compute.type=bf16", "mixture.ulysses=4", "mixture.ring=2", "mixture.expert=4", "mixture.expert_shard=2"}},
+    {6,
+     "tests/fixtures/mixtral/config.json",
+     {"mixture.ulysses=2", "mixture.ring=3", "mixture.expert=3", "compute.activations=recompute"}},
 };
 
 static Ranks *open_row(const Row *row, const char *documents, const char *device, const char *routing) {

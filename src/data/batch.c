@@ -32,7 +32,6 @@ static void add_part(Batch *b, int64_t row, int64_t n, int64_t sequence, int64_t
         b->first[row + i] = (int32_t)(row + (window > 0 ? max64(0, i + 1 - window) : 0));
         b->last[row + i] = (int32_t)(row + i + 1);
         b->sequence[row + i] = (int32_t)sequence;
-        b->pairs += b->last[row + i] - b->first[row + i];
     }
 }
 
@@ -91,7 +90,7 @@ static void begin(Batch *b, int64_t first, int64_t stride, int64_t count, int64_
     MUST(count <= INT32_MAX / sequence_length);
     b->tokens = count * sequence_length;
     b->sequences = count;
-    b->trained = b->pairs = 0;
+    b->trained = 0;
 }
 
 void batch_fill(Batch *b, const Tokens *t, int64_t seed, int64_t first, int64_t stride, int64_t count,

@@ -68,19 +68,18 @@ int64_t tokens_pieces(const Tokens *t, int64_t sequence_length);
 
 /* ---- Batches ---------------------------------------------------------------------------------- */
 
-/* One micro-batch of one rank: whole sequences back to back, `tokens` = sequences x sequence_length rows
+/* Whole sequences back to back, `tokens` = sequences x sequence_length rows
  * (possibly 0). The arrays are the caller's, with room for the largest. */
 typedef struct {
     int64_t tokens, sequences;
     int32_t *token;    /* input ids; 0 where padded */
     int32_t *target;   /* what position i should predict; -1: nothing */
     int32_t *position; /* within the document's part in this piece, from 0 */
-    int32_t *first;    /* rows first .. last - 1 of this buffer are what a row sees: its document's part up to itself, */
-    int32_t *last;     /* within `window` (0: none). Padding is a document of its own */
+    int32_t *first; /* rows first .. last - 1 of this buffer are what a row sees: its document's part up to itself, */
+    int32_t *last;  /* within `window` (0: none). Padding is a document of its own */
     int32_t *sequence; /* 0 .. sequences-1, -1 for padding */
     int64_t *real;     /* [sequences] positions that are not padding */
     int64_t trained;   /* targets >= 0 */
-    int64_t pairs;     /* visible (query, key) pairs under `window` (0: none), padding's too: what attention costs */
 } Batch;
 
 /* Fills sequences first, first + stride, ... (count of them) of the run's order into b: piece number i lies

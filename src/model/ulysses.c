@@ -106,17 +106,20 @@ void share_sequences(const Model *m, MicroBatch *b) {
     const Axis *ring = &m->comm->group[AXIS_RING].axis;
     Slices s = slices_of(m);
     Sharing *out = &b->sharing;
+    Component before = device_component(m->device, COMPONENT_ATTENTION);
     *out = (Sharing){.block = arena_bytes(m->host, (size_t)ring->size * sizeof *out->block)};
     for (int j = 0; j < ring->size; j++) {
         out->block[j] = b->sequences * cut_ring_member(&m->cut, j).tokens;
         out->largest = max64(out->largest, out->block[j]);
     }
     out->rows = out->block[ring->index];
-    if (s.members == 1) return;
-    write_whole(m, b, 1, &out->whole);
-    write_packed(m, b->tokens, b->tokens, &out->packed);
-    write_whole(m, b, s.queries, &out->whole_heads);
-    write_packed(m, s.queries * b->tokens, s.mine * b->tokens, &out->packed_heads);
+    if (s.members > 1) {
+        write_whole(m, b, 1, &out->whole);
+        write_packed(m, b->tokens, b->tokens, &out->packed);
+        write_whole(m, b, s.queries, &out->whole_heads);
+        write_packed(m, s.queries * b->tokens, s.mine * b->tokens, &out->packed_heads);
+    }
+    device_component(m->device, before);
 }
 
 /* ---- There and back ---------------------------------------------------------------------------- */

@@ -25,19 +25,13 @@ static void mark_sequence(Batch *one, int32_t number) {
         if (one->sequence[i] >= 0) one->sequence[i] = number;
 }
 
-/* counts[REAL] and [TRAINED] += this rank's. */
-static void place_own(Run *r, MicroBatch *m, int64_t number, const Batch *one, double *counts) {
+static void place_own(Run *r, MicroBatch *m, int64_t number, const Batch *one) {
     Stretches own = cut_rank(&r->model.cut, r->comm.mesh.rank);
     int64_t row = number * own.tokens;
     place(r, m->token, row, one->token, &own);
     place(r, m->target, row, one->target, &own);
     place(r, m->position, row, one->position, &own);
     place(r, m->sequence, row, one->sequence, &own);
-    for (int i = 0; i < 2; i++)
-        for (int64_t p = own.part[i].first; p < own.part[i].first + own.part[i].count; p++) {
-            counts[TRAINED] += one->target[p] >= 0;
-            counts[REAL] += one->sequence[p] >= 0;
-        }
 }
 
 /* Positions `seen` [0, S] of this ring member's stretches, as rows of another member's. */
@@ -74,10 +68,10 @@ static void place_sights(Run *r, MicroBatch *m, int64_t number, const Batch *one
 
 /* ---- Loading ---------------------------------------------------------------------------------- */
 
-void run_place(Run *r, MicroBatch *m, int64_t number, Batch *one, double *counts) {
+void run_place(Run *r, MicroBatch *m, int64_t number, Batch *one) {
     double rows = (double)(one->real[0] * r->spec->moe_layers);
     mark_sequence(one, (int32_t)number);
-    place_own(r, m, number, one, counts);
+    place_own(r, m, number, one);
     place_sights(r, m, number, one);
     device_write(r->model.compute, tensor_rows(m->rows, number, 1), &rows);
 }
@@ -91,7 +85,10 @@ void run_upload(Run *r, SequenceSource source, const void *context) {
         memset(m->pairs, 0, (size_t)r->model.cut.ring * sizeof *m->pairs);
         for (int64_t j = 0; j < m->sequences; j++, sequence += groups) {
             source(r, context, sequence, &r->one);
-            run_place(r, m, j, &r->one, counts);
+            run_place(r, m, j, &r->one);
+            if (a->index > 0) continue; /* a sequence counts once */
+            counts[TRAINED] += (double)r->one.trained;
+            counts[REAL] += (double)r->one.real[0];
         }
     }
     device_write(r->model.compute, r->counts, counts);

@@ -29,7 +29,6 @@ static void fill_text(Run *r, const int32_t *ids, int64_t tokens) {
 /* The text as a micro-batch in the memory of the step's first one: a sequence of the first sequence group; the other ranks have none. */
 static MicroBatch text_batch(Run *r, const int32_t *ids, int64_t tokens) {
     MicroBatch b = r->micro[0];
-    double counts[2];
     int ring = r->model.cut.ring, own = r->comm.mesh.axis[AXIS_RING].index;
     b.tokens = run_tokens(r, r->comm.mesh.rank, 0);
     b.most = run_most_tokens(r, AXIS_EXPERT, 0);
@@ -42,7 +41,7 @@ static MicroBatch text_batch(Run *r, const int32_t *ids, int64_t tokens) {
     b.rows = tensor_rows(b.rows, 0, b.sequences);
     memset(b.pairs, 0, (size_t)ring * sizeof *b.pairs);
     fill_text(r, ids, tokens);
-    if (b.sequences > 0) run_place(r, &b, 0, &r->one, counts);
+    if (b.sequences > 0) run_place(r, &b, 0, &r->one);
     return b;
 }
 

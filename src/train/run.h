@@ -80,8 +80,8 @@ void run_load_in_order(Run *r, int64_t first_piece); /* evaluation: a step's wor
 /* What both do: every sequence of a step comes from `source`, which fills `one` with sequence number `sequence` of the step, whole. */
 typedef void (*SequenceSource)(Run *r, const void *context, int64_t sequence, Batch *one);
 void run_upload(Run *r, SequenceSource source, const void *context);
-/* This rank's positions of `one` become sequence `number` of b; counts [2] (TRAINED, REAL) are added to. */
-void run_place(Run *r, MicroBatch *b, int64_t number, Batch *one, double *counts);
+/* This rank's positions of `one` become sequence `number` of b. */
+void run_place(Run *r, MicroBatch *b, int64_t number, Batch *one);
 /* Activations for one pass: x, gradient, rope table, routing statistics of every micro-batch. */
 void run_begin_pass(Run *r, bool training);
 void run_begin_micro_batch(Run *r, MicroBatch *b, bool training); /* of one */
