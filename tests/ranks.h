@@ -11,7 +11,7 @@ typedef struct {
     const char *spec;      /* path of a config.json, or its text when it begins with '{' */
     const char *documents; /* JSONL text to train on; NULL: data.path of the settings, or without one blank sequences */
     const char *yaml;      /* text of the configuration; NULL: defaults */
-    const char *sets[24];  /* "key=value", up to the first NULL */
+    const char *sets[40];  /* "key=value", up to the first NULL */
     bool roomy;            /* arenas of twice the plan's sizes: what exceeds the plan is measured and ends nothing */
 } RanksSetup;
 
