@@ -198,9 +198,9 @@ static const struct {
     {"plan", "CONFIG [--set KEY=VALUE]...", "what a run will need: memory, FLOPs, bytes; nothing is loaded",
      session_command},
     {"verify-layouts", "CONFIG [--set KEY=VALUE]... [--ranks N] [--steps 3] [--layouts 24] [--type fp64|fp32]",
-     "train the same steps in many layouts of so many ranks, 24 of them mixed, and compare with one rank: all must "
-     "agree\n"
-     "      within 1e-12 (fp32: 1e-5, where a near-tie of the router may choose another expert); writes nothing",
+     "proof that layouts of so many ranks (the config's, or 4), 24 of them mixed, train as one rank does: within "
+     "1e-12;\n"
+     "      in fp32 within 1e-5, where a near-tie of the router may choose another expert and is no fault",
      session_command},
     {"doctor", "[--out FILE.json] [--compare FILE.json|NAME] [--disk DIR] [--step CONFIG]",
      "what this machine can do and what will hurt; its rates as a file for device=sim:FILE.json", doctor_command},
@@ -231,10 +231,11 @@ static int help_command(int argc, char **argv) {
     printf("mop %s: trains mixture-of-experts language models\n\n", MOP_VERSION);
     for (size_t i = 0; i < COUNT(commands); i++)
         printf("  mop %-9s %s\n      %s\n", commands[i].name, commands[i].usage, commands[i].help);
-    printf("\nExit codes: 0 done, 1 a check says no, 2 usage or configuration, 3 bad input, 4 does not fit in memory, "
-           "5 disk, 6 a rank "
-           "was lost,\n"
-           "7 diverged, 75 stopped early and saved: run the same command again.\n\n");
+    printf(
+        "\nExit codes: 0 done, 1 a check says no (doctor, ckpt diff, verify-layouts), 2 usage or configuration, 3 bad "
+        "input,\n"
+        "4 does not fit in memory, 5 disk, 6 a rank was lost, 7 diverged, 75 stopped early and saved: run the same "
+        "command again.\n\n");
     config_help(stdout);
     return EXIT_DONE;
 }

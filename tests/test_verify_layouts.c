@@ -20,6 +20,7 @@ typedef struct {
     Config own, alone;
     Spec spec;
     Layouts single, all; /* without mixed ones, and with */
+    LayoutText *text;    /* [all.count] */
 } List;
 
 static List list_open(int world, const char *yaml) {
@@ -30,18 +31,18 @@ static List list_open(int world, const char *yaml) {
     l.alone = layout_alone(&l.own);
     l.single = layouts_make(&l.own, &l.spec, world, 0);
     l.all = layouts_make(&l.own, &l.spec, world, MIXED);
+    l.text = calloc((size_t)l.all.count, sizeof *l.text);
+    assert_non_null(l.text);
+    for (int64_t i = 0; i < l.all.count; i++) l.text[i] = layout_text(&l.all.layout[i], &l.alone);
     return l;
 }
 
 static void list_close(List *l) {
+    free(l->text);
     layouts_free(&l->single);
     layouts_free(&l->all);
     spec_close(&l->spec);
     config_close(&l->own);
-}
-
-static LayoutText text_of(const List *l, int64_t i) {
-    return layout_text(&l->all.layout[i], &l->alone);
 }
 
 __attribute__((format(printf, 2, 3))) static void assert_listed(const List *l, const char *format, ...) {
@@ -51,7 +52,7 @@ __attribute__((format(printf, 2, 3))) static void assert_listed(const List *l, c
     vsnprintf(wanted, sizeof wanted, format, args);
     va_end(args);
     int found = 0;
-    for (int64_t i = 0; i < l->single.count; i++) found += strcmp(text_of(l, i).text, wanted) == 0;
+    for (int64_t i = 0; i < l->single.count; i++) found += strcmp(l->text[i].text, wanted) == 0;
     if (found != 1) fail_msg("%s is there %d times", wanted, found);
 }
 
@@ -88,9 +89,9 @@ static void no_layout_is_listed_twice_or_is_the_reference(void **state) {
     for (int world = 1; world <= 8; world++) {
         List l = list_open(world, usual);
         for (int64_t i = 0; i < l.all.count; i++) {
-            assert_true(world > 1 || strcmp(text_of(&l, i).text, "every axis 1") != 0);
+            assert_true(world > 1 || strcmp(l.text[i].text, "every axis 1") != 0);
             for (int64_t j = 0; j < i; j++)
-                if (strcmp(text_of(&l, i).text, text_of(&l, j).text) == 0) fail_msg("%s twice", text_of(&l, i).text);
+                if (strcmp(l.text[i].text, l.text[j].text) == 0) fail_msg("%s twice", l.text[i].text);
         }
         list_close(&l);
     }
@@ -104,9 +105,9 @@ static void as_many_mixed_layouts_as_asked_for_can_all_be_trained(void **state) 
         assert_int_equal(l.all.count, l.single.count + MIXED);
         for (int64_t i = 0; i < l.all.count; i++) {
             Error e = {0};
-            assert_string_equal(text_of(&l, i).text, text_of(&again, i).text);
+            assert_string_equal(l.text[i].text, again.text[i].text);
             if (i < l.single.count) continue;
-            assert_non_null(strchr(text_of(&l, i).text, ' ')); /* several settings */
+            assert_non_null(strchr(l.text[i].text, ' ')); /* several settings */
             if (!run_supported(&l.all.layout[i], &l.spec, worlds[w], &e)) fail_msg("%s", e.text);
         }
         list_close(&l);
@@ -127,7 +128,7 @@ static void the_layout_of_the_config_itself_comes_first_whether_it_fits_or_not(v
     };
     for (size_t i = 0; i < COUNT(cases); i++) {
         List l = list_open(4, cases[i].yaml);
-        assert_string_equal(text_of(&l, 0).text, cases[i].text);
+        assert_string_equal(l.text[0].text, cases[i].text);
         list_close(&l);
     }
 }

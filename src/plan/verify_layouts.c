@@ -63,7 +63,7 @@ typedef struct {
 
 /* ---- One rank ---------------------------------------------------------------------------------- */
 
-/* Trains the steps; `look` is shown every result, and the store when there is something in it to compare. */
+/* What a rank does with every result, and with its store when there is something in it to compare: keep it, or compare it. */
 typedef struct {
     void (*result)(Verification *v, Run *r, const StepResult *one);
     void (*tensor)(Verification *v, Run *r, int which);
@@ -216,13 +216,22 @@ static void print_head(const Verification *v, const Layouts *all) {
     printf("reference: one rank, %lld step%s of %lld x %lld tokens, %s: loss %.4f, after the last step's %.4f\n",
            (long long)v->steps, v->steps == 1 ? "" : "s", (long long)c->train_sequences,
            (long long)c->train_sequence_length, v->precision->name, v->step[0].loss, v->step[v->steps - 1].loss);
-    printf(
-        "%lld layouts on %lld rank%s, and how far the farthest of each is from it: losses and gradient norm of a "
-        "step (relative), gradients\n"
-        "of the first step, weights and moments after the last (norm of the difference over the tensor's norm, or over "
-        "1e-3 of all tensors')\n\n",
-        (long long)all->count, (long long)ranks, ranks == 1 ? "" : "s");
+    printf("%lld layouts on %lld rank%s, and how far the farthest of each is from it: losses and gradient norm of a "
+           "step (relative), gradients\n",
+           (long long)all->count, (long long)ranks, ranks == 1 ? "" : "s");
+    printf("of the first step, weights and moments after the last (norm of the difference over the tensor's norm, or "
+           "over 1e-3 of all tensors')\n\n");
     printf("%9s %9s %9s %9s\n", "losses", "norm", "gradients", "weights");
+}
+
+static void print_end(const Verification *v, int64_t agree, int64_t compared, int64_t refused, const Worst *worst) {
+    double bound = v->precision->bound;
+    if (agree == compared)
+        printf("\n%lld layouts agree with one rank within %g", (long long)agree, bound);
+    else
+        printf("\n%lld of %lld layouts DIFFER from one rank by more than %g", (long long)(compared - agree),
+               (long long)compared, bound);
+    printf(", worst %.1e (%s); %lld refused\n", worst->difference, worst->where, (long long)refused);
 }
 
 /* ---- All of them ------------------------------------------------------------------------------- */
@@ -243,11 +252,10 @@ static bool all_fit(const Verification *v, Session *s, const Layouts *all, Error
     }
     free(price);
     if (!ok || most + kept <= memory_physical()) return ok;
-    return fail(
-        e, EXIT_MEMORY,
-        "the largest layout needs up to %.1f GiB, the results to compare it with %.1f, and this machine has %.1f; "
-        "use fewer --ranks, or the same config with a smaller model, train.sequences or train.sequence_length",
-        most / gib, kept / gib, memory_physical() / gib);
+    return fail(e, EXIT_MEMORY,
+                "the largest layout needs up to %.1f GiB, the results to compare it with %.1f, and this machine has "
+                "%.1f; use fewer --ranks, or a smaller model, train.sequences or train.sequence_length",
+                most / gib, kept / gib, memory_physical() / gib);
 }
 
 static int compare_all(Verification *v, Session *s, const Layouts *all) {
@@ -271,14 +279,8 @@ static int compare_all(Verification *v, Session *s, const Layouts *all) {
         }
         agree += print_comparison(v, &c, text.text, &worst);
     }
-    int64_t compared = all->count - refused;
-    if (agree == compared)
-        printf("\n%lld layouts agree with one rank within %g", (long long)agree, v->precision->bound);
-    else
-        printf("\n%lld of %lld layouts DIFFER from one rank by more than %g", (long long)(compared - agree),
-               (long long)compared, v->precision->bound);
-    printf(", worst %.1e (%s); %lld refused\n", worst.difference, worst.where, (long long)refused);
-    return agree == compared ? EXIT_DONE : EXIT_WRONG;
+    print_end(v, agree, all->count - refused, refused, &worst);
+    return agree == all->count - refused ? EXIT_DONE : EXIT_WRONG;
 }
 
 static int verify(Verification *v, Session *s, Config *own, const VerifyOptions *o, int world) {
