@@ -3,6 +3,7 @@
 #include "checkpoint/checkpoint.h"
 #include "plan/doctor.h"
 #include "plan/plan.h"
+#include "plan/verify_layouts.h"
 #include "train/train.h"
 
 #include <errno.h>
@@ -16,6 +17,7 @@ typedef struct {
     const char **sets;
     int n_sets;
     GenerateOptions generate;
+    VerifyOptions verify;
 } Arguments;
 
 typedef enum { FLAG_SET, FLAG_TEXT, FLAG_INTEGER, FLAG_NUMBER } FlagKind;
@@ -26,13 +28,17 @@ static const struct Flag {
     size_t offset; /* in Arguments */
     double low, high;
 } flags[] = {
-    {"--set", "train evaluate generate plan show", FLAG_SET, 0, 0, 0},
+    {"--set", "train evaluate generate plan show verify-layouts", FLAG_SET, 0, 0, 0},
     {"--run", "train", FLAG_TEXT, offsetof(Arguments, run), 0, 0},
     {"--prompt", "generate", FLAG_TEXT, offsetof(Arguments, generate.prompt), 0, 0},
     {"--tokens", "generate", FLAG_INTEGER, offsetof(Arguments, generate.tokens), 1, 1e6},
     {"--temperature", "generate", FLAG_NUMBER, offsetof(Arguments, generate.sampling.temperature), 0, 100},
     {"--top-p", "generate", FLAG_NUMBER, offsetof(Arguments, generate.sampling.top_p), 0, 1},
     {"--seed", "generate", FLAG_INTEGER, offsetof(Arguments, generate.sampling.seed), 0, 1e15},
+    {"--ranks", "verify-layouts", FLAG_INTEGER, offsetof(Arguments, verify.ranks), 1, 64},
+    {"--steps", "verify-layouts", FLAG_INTEGER, offsetof(Arguments, verify.steps), 1, 1e6},
+    {"--layouts", "verify-layouts", FLAG_INTEGER, offsetof(Arguments, verify.layouts), 0, 1e4},
+    {"--type", "verify-layouts", FLAG_TEXT, offsetof(Arguments, verify.type), 0, 0},
 };
 
 static bool unknown_flag(const char *name, const char *command, Error *e) {
@@ -78,6 +84,7 @@ static bool read_arguments(Arguments *a, int argc, char **argv, Error *e) {
     MUST(a->sets);
     a->generate =
         (GenerateOptions){.prompt = "", .tokens = 200, .sampling = {.temperature = 0.8, .top_p = 0.95, .seed = 1}};
+    a->verify = (VerifyOptions){.steps = 3, .layouts = 24, .type = "fp64"};
     for (int i = 1; i < argc; i++) {
         if (argv[i][0] != '-') {
             if (a->config)
@@ -110,6 +117,7 @@ static int run_session(const char *command, const Arguments *a, Config *c) {
     Error e = {0};
     int code;
     char run[4096];
+    if (strcmp(command, "verify-layouts") == 0) return verify_layouts_command(c, &a->verify);
     default_run(a->config, run, sizeof run);
     if (a->run) snprintf(run, sizeof run, "%s", a->run);
     if (!session_open(&s, c, &e))
@@ -189,6 +197,11 @@ static const struct {
      "continue a text; temperature 0: always the likeliest token", session_command},
     {"plan", "CONFIG [--set KEY=VALUE]...", "what a run will need: memory, FLOPs, bytes; nothing is loaded",
      session_command},
+    {"verify-layouts", "CONFIG [--set KEY=VALUE]... [--ranks N] [--steps 3] [--layouts 24] [--type fp64|fp32]",
+     "proof that layouts of so many ranks (the config's, or 4), 24 of them mixed, train as one rank does: within "
+     "1e-12;\n"
+     "      in fp32 within 1e-5, where a near-tie of the router may choose another expert and is no fault",
+     session_command},
     {"doctor", "[--out FILE.json] [--compare FILE.json|NAME] [--disk DIR] [--step CONFIG]",
      "what this machine can do and what will hurt; its rates as a file for device=sim:FILE.json", doctor_command},
     {"data", "IN... --out FILE.tokens | --show FILE.tokens", "make or look at a token file", data_command},
@@ -218,9 +231,11 @@ static int help_command(int argc, char **argv) {
     printf("mop %s: trains mixture-of-experts language models\n\n", MOP_VERSION);
     for (size_t i = 0; i < COUNT(commands); i++)
         printf("  mop %-9s %s\n      %s\n", commands[i].name, commands[i].usage, commands[i].help);
-    printf("\nExit codes: 0 done, 2 usage or configuration, 3 bad input, 4 does not fit in memory, 5 disk, 6 a rank "
-           "was lost,\n"
-           "7 diverged, 75 stopped early and saved: run the same command again.\n\n");
+    printf(
+        "\nExit codes: 0 done, 1 a check says no (doctor, ckpt diff, verify-layouts), 2 usage or configuration, 3 bad "
+        "input,\n"
+        "4 does not fit in memory, 5 disk, 6 a rank was lost, 7 diverged, 75 stopped early and saved: run the same "
+        "command again.\n\n");
     config_help(stdout);
     return EXIT_DONE;
 }

@@ -211,103 +211,61 @@ void assert_results_same_bits(const char *what, const StepResult *got, const Ste
 
 /* ---- Collections ------------------------------------------------------------------------------ */
 
-static int by_name(const void *a, const void *b) {
-    return strcmp(((const NamedTensor *)a)->name, ((const NamedTensor *)b)->name);
-}
-
-NamedTensor *collection_find(const Collection *c, const char *name) {
-    NamedTensor key = {0};
-    snprintf(key.name, sizeof key.name, "%s", name);
-    NamedTensor *found = bsearch(&key, c->tensor, (size_t)c->count, sizeof key, by_name);
-    if (!found) fail_msg("there is no tensor %s", name);
-    return found;
-}
-
-void collection_free(Collection *c) {
-    for (int64_t i = 0; i < c->count; i++) free(c->tensor[i].value);
-    free(c->tensor);
-    *c = (Collection){0};
-}
-
-/* The names that the owners' slices speak of, each once. */
-static Collection names_of(Ranks *r) {
-    int64_t most = 0;
-    const Slice *slice;
-    for (int i = 0; i < r->world; i++) most += store_slices(r->run[i]->store, &slice);
-    Collection c = {.tensor = needed((size_t)most, sizeof *c.tensor)};
-    for (int i = 0; i < r->world; i++) {
-        int64_t n = store_slices(r->run[i]->store, &slice);
-        for (int64_t j = 0; j < n; j++) {
-            NamedTensor *t = &c.tensor[c.count++];
-            *t = (NamedTensor){.dims = slice[j].dims, .count = 1};
-            memcpy(t->name, slice[j].name, sizeof t->name);
-            for (int d = 0; d < t->dims; d++) t->count *= t->dim[d] = slice[j].dim[d];
-        }
-    }
-    qsort(c.tensor, (size_t)c.count, sizeof *c.tensor, by_name);
-    int64_t kept = 0;
-    for (int64_t i = 0; i < c.count; i++)
-        if (kept == 0 || strcmp(c.tensor[kept - 1].name, c.tensor[i].name) != 0) c.tensor[kept++] = c.tensor[i];
-    c.count = kept;
-    for (int64_t i = 0; i < kept; i++) c.tensor[i].value = needed((size_t)c.tensor[i].count, sizeof(double));
-    return c;
-}
-
-static Type kind_type(const Run *run, StoreKind kind) {
-    return kind == STORE_WEIGHT ? run->config->compute_type : type_sum(run->config->compute_type);
-}
-
-/* One rank's owned slices go into c; the elements that it owns are counted in `owners`, in the order of c's
- * elements. */
-static void take_slices(Run *run, StoreKind kind, const Collection *c, unsigned char *owners, const int64_t *at,
-                        bool owned) {
+/* Counts the owners of every element that this rank owns, in the order of c's elements; of all others this rank must
+ * hold what their owner holds. */
+static void check_slices(Run *run, StoreKind kind, const Collection *c, unsigned char *owners, const int64_t *at) {
     const Slice *slice;
     int64_t n = store_slices(run->store, &slice);
-    Type type = kind_type(run, kind);
+    Type type = store_type(run->store, kind);
     for (int64_t i = 0; i < n; i++) {
         const Slice *s = &slice[i];
-        if (s->owner != owned) continue;
         const NamedTensor *t = collection_find(c, s->name);
+        for (int64_t j = 0; s->owner && j < s->count; j++) owners[at[t - c->tensor] + s->first + j]++;
+        if (s->owner) continue;
         void *bytes = needed((size_t)s->count, type_bytes(type));
         store_copy_out(run->store, s, kind, 0, s->count, bytes);
         Tensor values = tensor_at(bytes, type, DIM(s->count));
         for (int64_t j = 0; j < s->count; j++) {
             double x = tensor_get(values, j);
-            if (owned) {
-                t->value[s->first + j] = x;
-                owners[at[t - c->tensor] + s->first + j]++;
-            } else if (!same_bits(x, t->value[s->first + j])) {
+            if (!same_bits(x, t->value[s->first + j]))
                 fail_msg("rank %d holds %.17g for %s[%lld], its owner %.17g", run->comm.mesh.rank, x, s->name,
                          (long long)(s->first + j), t->value[s->first + j]);
-            }
         }
         free(bytes);
     }
 }
 
+static Collection open_collection(Ranks *r) {
+    Store **stores = needed((size_t)r->world, sizeof(Store *));
+    for (int i = 0; i < r->world; i++) stores[i] = r->run[i]->store;
+    Collection c = collection_open(stores, r->world);
+    free(stores);
+    return c;
+}
+
 Collection ranks_collect(Ranks *r, StoreKind kind) {
-    Collection c = names_of(r);
+    Collection c = open_collection(r);
     int64_t *at = needed((size_t)c.count, sizeof *at), all = 0;
     for (int64_t i = 0; i < c.count; i++) {
         at[i] = all;
         all += c.tensor[i].count;
     }
+    assert_int_equal(all, spec_parameters(&r->spec));
     unsigned char *owners = needed((size_t)all, 1);
     for (int i = 0; i < r->world && kind != STORE_GRADIENT; i++) store_flush(r->run[i]->store);
-    for (int i = 0; i < r->world; i++) take_slices(r->run[i], kind, &c, owners, at, true);
+    for (int i = 0; i < r->world; i++) collection_take(&c, r->run[i]->store, kind);
+    for (int i = 0; i < r->world; i++) check_slices(r->run[i], kind, &c, owners, at);
     for (int64_t i = 0; i < c.count; i++)
         for (int64_t j = 0; j < c.tensor[i].count; j++)
             if (owners[at[i] + j] != 1)
                 fail_msg("%s[%lld] has %d owners", c.tensor[i].name, (long long)j, owners[at[i] + j]);
-    for (int i = 0; i < r->world; i++) take_slices(r->run[i], kind, &c, owners, at, false);
-    assert_int_equal(all, spec_parameters(&r->spec));
     free(owners);
     free(at);
     return c;
 }
 
 static void put_values(Run *run, const Slice *s, StoreKind kind, int64_t offset, int64_t count, const double *value) {
-    Type type = kind_type(run, kind);
+    Type type = store_type(run->store, kind);
     void *bytes = needed((size_t)count, type_bytes(type));
     Tensor values = tensor_at(bytes, type, DIM(count));
     for (int64_t j = 0; j < count; j++) tensor_put(values, j, value[j]);
@@ -356,12 +314,6 @@ void collection_steer(Collection *weights, int64_t experts, double (*wish)(int64
 
 /* ---- Comparison ------------------------------------------------------------------------------- */
 
-static double norm_of(const NamedTensor *t) {
-    double sum = 0;
-    for (int64_t i = 0; i < t->count; i++) sum += t->value[i] * t->value[i];
-    return sqrt(sum);
-}
-
 static void assert_same_names(const char *what, const Collection *got, const Collection *expected) {
     if (got->count != expected->count)
         fail_msg("%s: %lld tensors, expected %lld", what, (long long)got->count, (long long)expected->count);
@@ -375,16 +327,16 @@ static void assert_same_names(const char *what, const Collection *got, const Col
 
 void assert_collections_close(const char *what, const Collection *got, const Collection *expected, double bound) {
     assert_same_names(what, got, expected);
-    double all = 0;
-    for (int64_t i = 0; i < expected->count; i++) all = hypot(all, norm_of(&expected->tensor[i]));
+    double *scale = collection_scales(expected);
     for (int64_t i = 0; i < expected->count; i++) {
         const NamedTensor *g = &got->tensor[i], *x = &expected->tensor[i];
-        double sum = 0, scale = fmax(norm_of(x), 1e-3 * all);
+        double sum = 0;
         for (int64_t j = 0; j < x->count; j++) sum += (g->value[j] - x->value[j]) * (g->value[j] - x->value[j]);
-        if (!(sqrt(sum) <= bound * scale))
-            fail_msg("%s: %s is off by %.3g of its scale %.3g, allowed %.3g", what, x->name, sqrt(sum) / scale, scale,
-                     bound);
+        if (!(sqrt(sum) <= bound * scale[i]))
+            fail_msg("%s: %s is off by %.3g of its scale %.3g, allowed %.3g", what, x->name, sqrt(sum) / scale[i],
+                     scale[i], bound);
     }
+    free(scale);
 }
 
 void assert_collections_same_bits(const char *what, const Collection *got, const Collection *expected) {

@@ -4,6 +4,7 @@
 #ifndef MOP_RANKS_H
 #define MOP_RANKS_H
 
+#include "store/collection.h"
 #include "train/session.h"
 
 typedef struct {
@@ -43,23 +44,9 @@ void ranks_train(Ranks *r, int64_t first, int64_t count, StepResult *out);
 
 /* ---- Whole tensors, by their Hugging Face names ------------------------------------------------ */
 
-typedef struct {
-    char name[200];
-    int dims;
-    int64_t dim[2], count;
-    double *value; /* [count]; every type fits */
-} NamedTensor;
-
-typedef struct {
-    int64_t count;
-    NamedTensor *tensor; /* by name */
-} Collection;
-
 /* Every element must be owned by exactly one rank, and every other rank that holds it must hold the same bits.
  * Applies due updates first, except for gradients. */
 Collection ranks_collect(Ranks *r, StoreKind kind);
-void collection_free(Collection *c);
-NamedTensor *collection_find(const Collection *c, const char *name);
 /* Writes c's values into every rank's store. */
 void ranks_put(Ranks *r, StoreKind kind, const Collection *c);
 /* Writes one element on one rank that holds it; false when that rank does not. */

@@ -33,6 +33,7 @@ _Noreturn void must_failed(const char *expression, const char *file, int line);
 
 typedef enum {
     EXIT_DONE = 0,
+    EXIT_WRONG = 1,    /* a check was made and its answer is no: doctor, ckpt diff, verify-layouts */
     EXIT_USAGE = 2,    /* command line or configuration */
     EXIT_DATA = 3,     /* bad input data or file */
     EXIT_MEMORY = 4,   /* out of memory, or the plan does not fit */

@@ -249,5 +249,5 @@ int checkpoint_command(int argc, char **argv) {
     else
         misused("what to do with checkpoints?", &e);
     if (e.code != EXIT_DONE) return error_print(&e);
-    return different ? 1 : EXIT_DONE;
+    return different ? EXIT_WRONG : EXIT_DONE;
 }

@@ -65,7 +65,8 @@ static int conclude(Report *r, const Host *h, const Arguments *a) {
     int code = ok ? EXIT_DONE : error_print(&e);
     if (ok && known && a->step) code = doctor_step(a->step, a->out ? a->out : a->compare);
     report_notes_print(r);
-    return code != EXIT_DONE ? code : r->broken;
+    if (code != EXIT_DONE) return code;
+    return r->broken ? EXIT_WRONG : EXIT_DONE;
 }
 
 static int examine(Report *r, const Arguments *a) {

@@ -4,7 +4,7 @@
 #ifndef MOP_DOCTOR_H
 #define MOP_DOCTOR_H
 
-/* Returns the exit code: 0; 1 when something will not work; EXIT_USAGE, EXIT_IO. */
+/* Returns the exit code: EXIT_DONE; EXIT_WRONG when something will not work; EXIT_USAGE, EXIT_IO. */
 int doctor_command(int argc, char **argv);
 
 #endif

@@ -379,6 +379,10 @@ int64_t store_slices(const Store *s, const Slice **out) {
     return s->layout->slices;
 }
 
+Type store_type(const Store *s, StoreKind kind) {
+    return kind == STORE_WEIGHT ? s->real : s->sum;
+}
+
 static Tensor kind_vector(const Part *p, StoreKind kind) {
     switch (kind) {
     case STORE_M: return p->m;

@@ -66,8 +66,9 @@ typedef struct {
     int64_t part, at;      /* place in this rank's shard (private) */
 } Slice;
 int64_t store_slices(const Store *s, const Slice **out);
-/* Copies a slice out of or into the store, [offset, offset + count) within the slice, as `real` values for STORE_WEIGHT and `sum` values
- * otherwise. STORE_MASTER of an fp32 or fp64 run is the weight itself; writing it sets weight and low half. Synchronous; flush first. */
+/* What a kind is copied as: the compute type for STORE_WEIGHT, the type of sums otherwise. */
+Type store_type(const Store *s, StoreKind kind);
+/* Copies a slice out of or into the store, [offset, offset + count) within the slice, as values of store_type. STORE_MASTER of an fp32 or fp64 run is the weight itself; writing it sets weight and low half. Synchronous; flush first. */
 void store_copy_out(Store *s, const Slice *slice, StoreKind kind, int64_t offset, int64_t count, void *out);
 void store_copy_in(Store *s, const Slice *slice, StoreKind kind, int64_t offset, int64_t count, const void *in);
 /* Random weights from (seed, name, element index): independent of any layout. Norms are 1. */

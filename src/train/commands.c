@@ -10,10 +10,7 @@
 static bool open_weights(Session *s, Run *r, Error *e) {
     if (!*s->weights && r->comm.mesh.rank == 0)
         fprintf(stderr, "mop: model.path is not given: the weights are random\n");
-    Checkpoints *c = session_checkpoints(s, r, "", e);
-    bool ok = c && session_weights(s, r, c, e);
-    checkpoints_close(c);
-    return ok;
+    return session_read_weights(s, r, e);
 }
 
 /* ---- evaluate ---------------------------------------------------------------------------------- */

@@ -256,6 +256,12 @@ void run_price(Run *r, Price *out) {
         if (r->device->stream[s].clock > out->seconds) out->seconds = r->device->stream[s].clock;
 }
 
+bool run_within(Run *r, const Price *plan) {
+    for (int a = 0; a < ARENA_COUNT; a++)
+        if (run_arena(r, (ArenaName)a)->peak > plan->bytes[a]) return false;
+    return true;
+}
+
 size_t run_memory(Run *r) {
     size_t bytes = 0;
     for (int a = 0; a < ARENA_COUNT; a++) bytes += run_arena(r, (ArenaName)a)->peak;

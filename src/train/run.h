@@ -64,6 +64,7 @@ Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wir
 void run_close(Run *r);
 Arena *run_arena(Run *r, ArenaName a);
 void run_price(Run *r, Price *out); /* peaks and meter so far */
+bool run_within(Run *r, const Price *plan); /* the contract: no arena has ever held more than its plan */
 size_t run_memory(Run *r);          /* high-water of all arenas of this rank, bytes */
 /* What this version does not do, refused in words before anything is opened (EXIT_USAGE). */
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e);

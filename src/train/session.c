@@ -40,9 +40,9 @@ void threads_run(int n, void (*body)(void *context, int index), void *context) {
 
 /* ---- What is trained, on how many ranks -------------------------------------------------------- */
 
-static bool settle_ranks(Session *s, Error *e) {
-    Config *c = s->config;
+bool session_settle(Session *s, Config *c, Error *e) {
     int launched = wire_mpi_world();
+    s->config = c;
     if (launched > 0 && c->ranks > 0 && c->ranks != launched)
         return fail(e, EXIT_USAGE, "ranks = %lld, but mpirun started %d; leave ranks out under mpirun",
                     (long long)c->ranks, launched);
@@ -80,8 +80,8 @@ static bool open_tokenizer(Session *s, Error *e) {
 }
 
 bool session_open(Session *s, Config *c, Error *e) {
-    *s = (Session){.config = c};
-    return settle_ranks(s, e) && read_spec(s, e) && run_supported(c, &s->spec, s->world, e) && open_tokenizer(s, e);
+    *s = (Session){0};
+    return session_settle(s, c, e) && read_spec(s, e) && run_supported(c, &s->spec, s->world, e) && open_tokenizer(s, e);
 }
 
 bool session_data(Session *s, Error *e) {
@@ -93,11 +93,6 @@ bool session_data(Session *s, Error *e) {
 }
 
 void session_close(Session *s) {
-    for (int i = 0; s->wires && i < s->local; i++)
-        if (s->wires[i]) s->wires[i]->close(s->wires[i]);
-    free(s->wires);
-    free(s->price);
-    free(s->errors);
     tokens_close(s->tokens);
     tokenizer_close(s->tokenizer);
     spec_close(&s->spec);
@@ -110,10 +105,19 @@ bool session_leads(const Session *s) {
 
 /* ---- Ranks -------------------------------------------------------------------------------------- */
 
+double memory_physical(void) {
+    return (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+}
+
+double price_bytes(const Price *price, int ranks) {
+    double bytes = 0;
+    for (int i = 0; i < ranks; i++)
+        for (int a = 0; a < ARENA_COUNT; a++) bytes += (double)price[i].bytes[a];
+    return bytes;
+}
+
 static bool fits(const Session *s, Error *e) {
-    double need = 0, have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE), gib = 1 << 30;
-    for (int i = 0; i < s->local; i++)
-        for (int a = 0; a < ARENA_COUNT; a++) need += (double)s->price[s->first + i].bytes[a];
+    double need = price_bytes(s->price + s->first, s->local), have = memory_physical(), gib = 1 << 30;
     if (s->config->device[0] == 's' || need <= have) return true;
     return fail(e, EXIT_MEMORY,
                 "the run needs up to %.1f GiB and this machine has %.1f; see `mop plan` with the same settings; what "
@@ -216,7 +220,7 @@ static void *guard_ranks(void *context) {
     return NULL;
 }
 
-static void run_ranks(Session *s) {
+static int run_ranks(Session *s) {
     Ranks all = {.session = s,
                  .runs = calloc((size_t)s->local, sizeof(Run *)),
                  .left = s->local,
@@ -228,6 +232,20 @@ static void run_ranks(Session *s) {
     pthread_join(guard, NULL);
     for (int i = 0; i < s->local; i++) run_close(all.runs[i]);
     free(all.runs);
+    const Error *worst = worst_error(s);
+    if (!worst) return EXIT_DONE;
+    return worst->code == EXIT_STOPPED ? EXIT_STOPPED : session_error(worst);
+}
+
+static void close_ranks(Session *s) {
+    for (int i = 0; s->wires && i < s->local; i++)
+        if (s->wires[i]) s->wires[i]->close(s->wires[i]);
+    free(s->wires);
+    free(s->price);
+    free(s->errors);
+    s->wires = NULL;
+    s->price = NULL;
+    s->errors = NULL;
 }
 
 int session_run(Session *s, PriceFunction price, RankBody body, void *context) {
@@ -236,12 +254,10 @@ int session_run(Session *s, PriceFunction price, RankBody body, void *context) {
     s->context = context;
     s->price = calloc((size_t)s->world, sizeof *s->price);
     MUST(s->price);
-    if (!price(s->config, &s->spec, s->world, s->price, &e) || !fits(s, &e) || !open_wires(s, &e))
-        return session_error(&e);
-    run_ranks(s);
-    const Error *worst = worst_error(s);
-    if (!worst) return EXIT_DONE;
-    return worst->code == EXIT_STOPPED ? EXIT_STOPPED : session_error(worst);
+    bool ready = price(s->config, &s->spec, s->world, s->price, &e) && fits(s, &e) && open_wires(s, &e);
+    int code = ready ? run_ranks(s) : session_error(&e);
+    close_ranks(s);
+    return code;
 }
 
 bool session_weights(Session *s, Run *r, Checkpoints *c, Error *e) {
@@ -253,4 +269,11 @@ bool session_weights(Session *s, Run *r, Checkpoints *c, Error *e) {
 
 Checkpoints *session_checkpoints(Session *s, Run *r, const char *run, Error *e) {
     return checkpoints_open(run, s->weights, &s->spec, s->config->compute_type, r->store, s->tokenizer, &r->comm, e);
+}
+
+bool session_read_weights(Session *s, Run *r, Error *e) {
+    Checkpoints *c = session_checkpoints(s, r, "", e);
+    bool ok = c && session_weights(s, r, c, e);
+    checkpoints_close(c);
+    return ok;
 }

@@ -22,14 +22,17 @@ struct Session {
     Path model;              /* the directory that model.path means; "" without one */
     const char *weights;     /* its text: a checkpoint to start from; "": random */
     int world, local, first; /* ranks in all; in this process; the first of those */
-    Price *price;            /* [world] */
+    Price *price;            /* [world]; this and what follows only while ranks run */
     Wire **wires;            /* [local] */
     void *context;           /* the command's own */
     RankBody body;
     Error *errors; /* [local] */
 };
 
-/* Reads the model's description (model.path or model.config) and settles ranks and threads. */
+/* Takes these settings, and decides how many ranks and threads they mean. An open session may take others of the same model and data, one
+ * after the other, and run each. */
+bool session_settle(Session *s, Config *c, Error *e);
+/* Settles, and reads the model's description (model.path or model.config). */
 bool session_open(Session *s, Config *c, Error *e);
 /* Opens data.path; none is an error. */
 bool session_data(Session *s, Error *e);
@@ -41,7 +44,11 @@ void session_close(Session *s);
 /* For bodies: this rank's way to the checkpoints of `run` ("": none), and the first weights: model.path's, or random ones. */
 Checkpoints *session_checkpoints(Session *s, Run *r, const char *run, Error *e);
 bool session_weights(Session *s, Run *r, Checkpoints *c, Error *e);
+bool session_read_weights(Session *s, Run *r, Error *e); /* the first weights, where there is no run directory */
 bool session_leads(const Session *s); /* this process has rank 0 */
+
+double price_bytes(const Price *price, int ranks); /* of all arenas of these ranks */
+double memory_physical(void);                      /* of this machine, bytes */
 
 /* Prints an error that every process of an mpirun may have, once if they all do; returns its exit code. */
 int session_error(const Error *e);

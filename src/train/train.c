@@ -143,8 +143,7 @@ static bool one_step(Trainer *t, bool *stop, Error *e) {
     t->state.sequences += c->train_sequences;
     t->state.tokens += result.trained;
     *stop = result.stop;
-    for (int a = 0; a < ARENA_COUNT; a++) /* the contract, also kept by every allocation */
-        MUST(run_arena(t->run, (ArenaName)a)->peak <= t->session->price[t->run->comm.mesh.rank].bytes[a]);
+    MUST(run_within(t->run, &t->session->price[t->run->comm.mesh.rank])); /* also kept by every allocation */
     if (t->journal) journal_step(t->journal, &result, seconds_now() - begin, run_memory(t->run));
     if (t->journal && !journal_flush(t->journal, e)) return false;
     return result.finite || bad_step(t, &result, e);
