@@ -90,8 +90,8 @@ typedef struct {
 
 /* One micro-batch on the device, and what its layers kept for backward. */
 typedef struct {
-    int64_t tokens, sequences;                /* tokens: of this rank */
-    int64_t most;                             /* tokens of the rank of the expert group that has most */
+    int64_t tokens, sequences; /* tokens: of this rank */
+    int64_t most;              /* tokens of the rank that has most: it decides how many rounds all ranks take */
     Tensor token, target, position, sequence; /* int32 [tokens] */
     Sharing sharing;
     Tensor first,

@@ -36,7 +36,7 @@ static bool alone(const Model *m) {
     return expert_group(m)->axis.size == 1;
 }
 
-/* From what all ranks of the group know without asking. */
+/* From what all ranks know without asking: they call the same collectives, also those of another group. */
 static int64_t rounds_of(const Model *m, const MicroBatch *b) {
     return m->dispatch_tokens > 0 ? max64(1, ceil_div(b->most, m->dispatch_tokens)) : 1;
 }

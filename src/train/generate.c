@@ -31,7 +31,7 @@ static MicroBatch text_batch(Run *r, const int32_t *ids, int64_t tokens) {
     MicroBatch b = r->micro[0];
     int ring = r->model.cut.ring, own = r->comm.mesh.axis[AXIS_RING].index;
     b.tokens = run_tokens(r, r->comm.mesh.rank, 0);
-    b.most = run_most_tokens(r, AXIS_EXPERT, 0);
+    b.most = run_most_tokens(r, 0);
     b.sequences = r->comm.mesh.rank < r->comm.mesh.axis[AXIS_SEQUENCE].size;
     int64_t rows = b.sequences * cut_ring_member(&r->model.cut, own).tokens;
     b.first = tensor_view(tensor_rows(flat(b.first), 0, ring * rows), DIM(ring, rows));

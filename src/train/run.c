@@ -76,10 +76,11 @@ int64_t run_tokens(const Run *r, int rank, int64_t micro) {
     return sequences_of(r->config, r->comm.mesh.world, rank, micro) * each;
 }
 
-int64_t run_most_tokens(const Run *r, AxisName axis, int64_t micro) {
-    const Axis *a = &r->comm.mesh.axis[axis];
+/* The first sequence group has as many sequences as any. */
+int64_t run_most_tokens(const Run *r, int64_t micro) {
     int64_t most = 0;
-    for (int j = 0; j < a->size; j++) most = max64(most, run_tokens(r, a->first + j * a->stride, micro));
+    for (int rank = 0; rank < r->comm.mesh.axis[AXIS_SEQUENCE].size; rank++)
+        most = max64(most, run_tokens(r, rank, micro));
     return most;
 }
 
@@ -111,7 +112,7 @@ static bool open_batches(Run *r, Error *e) {
         MicroBatch *m = &r->micro[i];
         m->sequences = sequences_of(r->config, r->comm.mesh.world, r->comm.mesh.rank, i);
         m->tokens = run_tokens(r, r->comm.mesh.rank, i);
-        m->most = run_most_tokens(r, AXIS_EXPERT, i);
+        m->most = run_most_tokens(r, i);
         Tensor *ints[] = {&m->token, &m->target, &m->position, &m->sequence};
         for (size_t j = 0; j < COUNT(ints); j++) *ints[j] = arena_tensor(a, INT32, DIM(m->tokens));
         int64_t rows = m->sequences * cut_ring_member(cut, own).tokens;

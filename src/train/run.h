@@ -63,16 +63,16 @@ Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wir
               const Price *sizes, Error *e);
 void run_close(Run *r);
 Arena *run_arena(Run *r, ArenaName a);
-void run_price(Run *r, Price *out); /* peaks and meter so far */
+void run_price(Run *r, Price *out);         /* peaks and meter so far */
 bool run_within(Run *r, const Price *plan); /* the contract: no arena has ever held more than its plan */
-size_t run_memory(Run *r);          /* high-water of all arenas of this rank, bytes */
+size_t run_memory(Run *r);                  /* high-water of all arenas of this rank, bytes */
 /* What this version does not do, refused in words before anything is opened (EXIT_USAGE). */
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e);
 
 /* Tokens of micro-batch `micro` on a rank; in generation, of the text. */
 int64_t run_tokens(const Run *r, int rank, int64_t micro);
-/* Of the ranks of a group, those of whichever has most: it decides in how many rounds all of them work. */
-int64_t run_most_tokens(const Run *r, AxisName axis, int64_t micro);
+/* Those of the rank that has most: they decide in how many rounds all ranks work, so that all call the same collectives. */
+int64_t run_most_tokens(const Run *r, int64_t micro);
 
 /* ---- Batches onto the device (batch_device.c) -------------------------------------------------------- */
 
