@@ -37,27 +37,33 @@ void run_upload(Run *r) {
     stream_wait(r->model.compute, event_record(r->model.network));
 }
 
-void run_load_batch(Run *r, int64_t step) {
+/* Micro-batch `micro` of any rank, of the step's sequences that begin with number `first`. */
+static void fill(const Run *r, Batch *b, int rank, int64_t micro, int64_t first, bool in_order) {
     const Config *c = r->config;
-    int64_t world = r->comm.mesh.world, first = step * c->train_sequences + r->comm.mesh.rank;
+    int64_t world = r->comm.mesh.world, count = run_sequences(c, world, rank, micro);
+    first += rank;
+    for (int64_t i = 0; i < micro; i++) first += world * run_sequences(c, world, rank, i);
+    if (in_order)
+        batch_fill_in_order(b, r->tokens, first, world, count, c->train_sequence_length, r->spec->window);
+    else
+        batch_fill(b, r->tokens, c->train_seed, first, world, count, c->train_sequence_length, r->spec->window);
+}
+
+static void load(Run *r, int64_t first, bool in_order) {
     for (int64_t i = 0; i < r->micro_batches; i++) {
-        Batch *b = &r->batch[i];
-        batch_fill(b, r->tokens, c->train_seed, first, world, r->micro[i].sequences, c->train_sequence_length,
-                   r->spec->window);
-        first += world * r->micro[i].sequences;
+        fill(r, &r->batch[i], r->comm.mesh.rank, i, first, in_order);
+        for (int64_t j = 0; j < peers_count(r); j++) fill(r, peers_batch(r, j), peers_rank(r, j), i, first, in_order);
+        if (r->peers) peers_load(r, &r->micro[i]);
     }
     run_upload(r);
 }
 
+void run_load_batch(Run *r, int64_t step) {
+    load(r, step * r->config->train_sequences, false);
+}
+
 void run_load_in_order(Run *r, int64_t first_piece) {
-    const Config *c = r->config;
-    int64_t world = r->comm.mesh.world, first = first_piece + r->comm.mesh.rank;
-    for (int64_t i = 0; i < r->micro_batches; i++) {
-        batch_fill_in_order(&r->batch[i], r->tokens, first, world, r->micro[i].sequences, c->train_sequence_length,
-                            r->spec->window);
-        first += world * r->micro[i].sequences;
-    }
-    run_upload(r);
+    load(r, first_piece, true);
 }
 
 void run_begin_pass(Run *r, bool training) {

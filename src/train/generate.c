@@ -1,5 +1,5 @@
-/* Generation: the whole context runs through the model for every new token (there is no KV cache yet). Rank 0 has the text; the other
- * ranks run along without tokens, since weights and experts are spread over all of them. */
+/* Generation: the whole context runs through the model for every new token (there is no KV cache yet). All ranks know the text, rank 0
+ * runs it and samples; the others run along without tokens, since weights and experts are spread over all of them. */
 #include "base/random.h"
 #include "train/run.h"
 
@@ -7,12 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { ROOT = 0 }; /* the rank that runs the context */
+
 /* A micro-batch of `tokens` rows in the memory of the step's first one: one sequence, one document, nothing trained. */
 static MicroBatch context_batch(Run *r, const int32_t *ids, int64_t tokens) {
     const MicroBatch *full = &r->micro[0];
     Stream *s = r->model.compute;
     int32_t *host = r->batch[0].token;
-    MicroBatch b = {.tokens = tokens, .sequences = tokens > 0, .most = r->context};
+    MicroBatch b = {.tokens = tokens, .sequences = tokens > 0, .most = r->context, .lookup = full->lookup};
     b.token = tensor_rows(full->token, 0, tokens);
     b.position = tensor_rows(full->position, 0, tokens);
     b.first = tensor_rows(full->first, 0, tokens);
@@ -32,10 +34,11 @@ static MicroBatch context_batch(Run *r, const int32_t *ids, int64_t tokens) {
     device_write(s, b.last, host);
     memset(host, 0, (size_t)tokens * sizeof *host);
     device_write(s, b.sequence, host);
+    peers_load_context(r, &b, ROOT, ids, r->context);
     return b;
 }
 
-/* Every rank runs the layers; logits are made on the rank that has tokens. */
+/* Every rank runs the layers. */
 static void forward(Run *r, MicroBatch *b, Tensor logits) {
     Model *m = &r->model;
     Saved kept;
@@ -48,7 +51,7 @@ static void forward(Run *r, MicroBatch *b, Tensor logits) {
         store_release(r->store, l + 1);
     }
     w = store_fetch(r->store, r->spec->layers + 1, -1);
-    if (b->tokens > 0) head_logits(m, &w, b, b->tokens - 1, logits);
+    head_logits(m, &w, b, b->tokens - 1, ROOT, logits);
     store_release(r->store, r->spec->layers + 1);
 }
 
@@ -66,9 +69,9 @@ static bool next_logits(Run *r, const int32_t *ids, int64_t tokens, void *host, 
     zero(m->compute, b.mass);
     rope_table(m->compute, b.rope, b.position, spec->rope_theta);
     Mark mark = arena_mark(&r->work);
-    Tensor logits = arena_tensor(&r->work, m->sum, DIM(1, spec->vocabulary));
+    Tensor logits = arena_tensor(&r->work, m->sum, DIM(vocabulary_room(m)));
     forward(r, &b, logits);
-    if (tokens > 0) device_read(m->compute, host, logits, READ_LOSS);
+    if (tokens > 0) device_read(m->compute, host, tensor_rows(logits, 0, spec->vocabulary), READ_LOSS);
     arena_reset(&r->work, mark);
     const Error *failed = device_failed(r->device);
     return failed ? fail(e, failed->code, "%s", failed->text) : true;
@@ -101,26 +104,36 @@ static int32_t sample(Candidate *c, int64_t n, Sampling s, uint64_t index) {
     return c[kept - 1].id;
 }
 
+/* Rank 0's choice, told to all. `all` [world] is scratch. */
+static bool agree(Run *r, int32_t *all, int32_t *id, Error *e) {
+    int32_t mine = *id;
+    if (!host_gather(&r->comm, all, &mine, sizeof mine, e)) return false;
+    *id = all[ROOT];
+    return true;
+}
+
 bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Error *e) {
     int64_t V = r->spec->vocabulary, longest = r->config->train_sequence_length;
-    bool leader = r->comm.mesh.rank == 0;
+    bool leader = r->comm.mesh.rank == ROOT;
     void *logits = malloc((size_t)V * type_bytes(r->model.sum));
     Candidate *candidates = malloc((size_t)V * sizeof *candidates);
-    MUST(logits && candidates);
+    int32_t *all = malloc((size_t)r->comm.mesh.world * sizeof *all);
+    MUST(logits && candidates && all);
     store_flush(r->store);
     r->model.evaluating = true;
     bool ok = true;
     for (int64_t i = given; ok && i < given + count; i++) {
         int64_t context = r->context = min64(i, longest);
         ok = next_logits(r, ids + i - context, leader ? context : 0, logits, e);
-        if (!ok || !leader) continue;
         Tensor t = tensor_at(logits, r->model.sum, DIM(V));
-        for (int64_t v = 0; v < V; v++) candidates[v] = (Candidate){tensor_get(t, v), (int32_t)v};
-        ids[i] = sample(candidates, V, s, (uint64_t)i);
+        for (int64_t v = 0; ok && leader && v < V; v++) candidates[v] = (Candidate){tensor_get(t, v), (int32_t)v};
+        if (ok && leader) ids[i] = sample(candidates, V, s, (uint64_t)i);
+        ok = ok && agree(r, all, &ids[i], e);
     }
     r->model.evaluating = false;
     r->context = 0;
     run_end_pass(r);
+    free(all);
     free(candidates);
     free(logits);
     return ok;

@@ -16,7 +16,6 @@ static const struct {
 } later[] = {
     {"mixture.ulysses", offsetof(Config, mixture_ulysses)},
     {"mixture.ring", offsetof(Config, mixture_ring)},
-    {"mixture.vocabulary", offsetof(Config, mixture_vocabulary)},
 };
 
 /* Slots of a micro-batch and rows of a round are numbered in 32 bits: all that may come to one rank must fit. */
@@ -126,6 +125,8 @@ static void open_model(Run *r) {
     m->comm = &r->comm;
     m->recompute = c->compute_activations == ACTIVATIONS_RECOMPUTE;
     m->loss_chunk = c->mixture_loss_chunk;
+    m->loss_travel = c->mixture_loss_travel;
+    m->vocabulary = axis_share(&r->comm.mesh.axis[AXIS_VOCABULARY], spec->vocabulary);
     m->experts_each = ceil_div(spec->experts, expert.size);
     m->expert_first = min64(spec->experts, expert.index * m->experts_each);
     m->experts_here = min64(m->experts_each, spec->experts - m->expert_first);
@@ -165,7 +166,7 @@ static bool open_all(Run *r, Wire *wire, const char *device, const size_t *bytes
     if (!open_arenas(r, bytes, e)) return false;
     r->store = store_open(c, r->spec, &r->comm, bytes, e);
     if (!r->store) return false;
-    if (!open_batches(r, e)) return false;
+    if (!open_batches(r, e) || !peers_open(r, e)) return false;
     open_model(r);
     r->answers = answers_open(r, e);
     return r->answers != NULL;
@@ -193,6 +194,7 @@ void run_close(Run *r) {
     if (!r) return;
     for (int i = 0; r->device && i < STREAM_COUNT; i++) event_wait(event_record(&r->device->stream[i]));
     answers_close(r->answers);
+    peers_close(r);
     store_close(r->store);
     if (r->comm.device) comm_close(&r->comm);
     arena_close(&r->activations);

@@ -45,6 +45,7 @@ typedef struct Run {
     int64_t context;                  /* generating: tokens on rank 0; else 0 */
     MicroBatch *micro;                /* [micro_batches]; tensors in batch_arena */
     Batch *batch;                     /* [micro_batches] host side */
+    struct Peers *peers;              /* P > 1 (peers.c): the batches of those who share the vocabulary */
     Saved *saved;                     /* [layers][micro_batches] */
     Mark *marks;                      /* [layers] of the activations arena, before the layer's forward */
     Tensor counts;                    /* fp64 [2]: trained and real positions of the step, over all ranks */
@@ -76,6 +77,20 @@ int64_t run_tokens(const Config *c, int64_t world, int64_t rank, int64_t micro);
 void run_load_batch(Run *r, int64_t step);           /* the step's micro-batches */
 void run_load_in_order(Run *r, int64_t first_piece); /* evaluation: a step's worth of pieces from here on */
 void run_upload(Run *r); /* the last part of both: r->batch, and its counts over all ranks */
+
+/* ---- The batches of those who share the vocabulary (peers.c) ------------------------------------------ */
+
+/* The lookups of all micro-batches, in the batch arena and on the heap; nothing where P = 1. */
+bool peers_open(Run *r, Error *e);
+void peers_close(Run *r);
+int64_t peers_count(const Run *r); /* P, this rank included; 0 where P = 1 */
+int peers_rank(const Run *r, int64_t member);
+/* To be filled, of every member, before peers_load makes b->lookup of them, for a micro-batch. */
+Batch *peers_batch(Run *r, int64_t member);
+void peers_load(Run *r, MicroBatch *b);
+/* The same for a context that rank `root` alone runs (generation); no targets. */
+void peers_load_context(Run *r, MicroBatch *b, int root, const int32_t *ids, int64_t context);
+
 /* Activations for one pass: x, gradient, rope table, routing statistics of every micro-batch. */
 void run_begin_pass(Run *r, bool training);
 void run_end_pass(Run *r);
@@ -106,7 +121,7 @@ typedef struct {
 } Evaluation;
 bool evaluate(Run *r, Evaluation *out, Error *e);
 
-/* Extends rank 0's `ids` by `count` tokens, sampled from the last sequence_length ones. Every rank calls it. */
+/* Extends `ids`, the same on all ranks, by `count` tokens, sampled by rank 0 from the last sequence_length ones. Every rank calls it. */
 typedef struct {
     double temperature, top_p; /* temperature 0: the likeliest */
     uint64_t seed;
