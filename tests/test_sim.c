@@ -54,6 +54,17 @@ static const Row rows[] = {
     {8,
      "tests/fixtures/mixtral/config.json",
      {"mixture.expert=8", "mixture.dispatch_tokens=9", "mixture.balance_imports=1"}},
+    {2, tiny, {"compute.type=bf16", "mixture.vocabulary=2", "mixture.loss_travel=activations"}},
+    {4,
+     tiny,
+     {"mixture.vocabulary=4", "mixture.loss_travel=weights", "mixture.expert=2", "mixture.dense=2",
+      "train.micro_batches=2"}},
+    {6,
+     "tests/fixtures/mixtral/config.json",
+     {"mixture.vocabulary=3", "mixture.loss_travel=activations", "train.sequences=4", "train.micro_batches=2"}},
+    {8,
+     "tests/fixtures/qwen3_moe/config.json",
+     {"compute.type=bf16", "mixture.vocabulary=8", "mixture.expert=4", "compute.activations=recompute"}},
 };
 
 static Ranks *open_row(const Row *row, const char *documents, const char *device, const char *routing) {
