@@ -287,6 +287,7 @@ static const struct {
     {"bible", "examples/bible.yaml", "compute.threads=1", 2},
     {"mixtral-8x7b", "tests/plans/mixtral-8x7b.yaml", "mixture.expert=8", 8},
     {"qwen3-235b", "tests/plans/qwen3-235b.yaml", "mixture.expert=32", 32},
+    {"qwen3-235b-vocabulary", "tests/plans/qwen3-235b.yaml", "mixture.vocabulary=32", 32},
 };
 
 static char *printed_plan(const char *path, const char *set, int world) {

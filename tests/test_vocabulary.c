@@ -77,6 +77,47 @@ static void tied_embeddings_untied_and_untied_ones_tied_equal_one_rank(void **st
     }
 }
 
+/* ---- Rows of the embedding ---------------------------------------------------------------------- */
+
+static void assert_spans(Spans got, const int64_t *spans, int members, const Span *span) {
+    for (int j = 0, at = 0; j < members; j++) {
+        assert_int_equal(got.spans[j], spans[j]);
+        for (int64_t i = 0; i < spans[j]; i++, at++) {
+            assert_int_equal(got.span[at].first, span[at].first);
+            assert_int_equal(got.span[at].count, span[at].count);
+        }
+    }
+}
+
+/* The example of lookup.h, as member 1 sees it; member 0 has 1 4 | 4, member 1 has 0 2 | 5. */
+static void a_lookup_is_the_one_drawn(void **state) {
+    (void)state;
+    const Axis group = {.name = AXIS_VOCABULARY, .size = 2, .index = 1, .stride = 1};
+    const int32_t first[] = {1, 4, 4}, second[] = {0, 2, 5}, *const token[] = {first, second};
+    const int64_t tokens[] = {3, 3}, fewer[] = {3, 2};
+    int32_t id[6], target[6];
+    Lookup l;
+    Error e = {0};
+    assert_true(lookup_open(&l, &group, 6, 2, 3, 3, &e));
+    lookup_fill(&l, 3, token, tokens, id);
+    assert_int_equal(l.rounds, 2);
+    assert_int_equal(l.ids, 3);
+    static const int32_t ids[] = {1, 1, 2};
+    assert_memory_equal(id, ids, sizeof ids);
+    assert_int_equal(l.round[0].rows, 1);
+    assert_int_equal(l.round[1].first, 1);
+    assert_int_equal(l.round[1].rows, 2);
+    assert_spans(l.round[0].mine, (int64_t[]){1, 0}, 2, (Span[]){{0, 2}});
+    assert_spans(l.round[1].mine, (int64_t[]){0, 1}, 2, (Span[]){{2, 1}});
+    assert_spans(l.round[0].theirs, (int64_t[]){1, 1}, 2, (Span[]){{0, 1}, {1, 0}});
+    assert_spans(l.round[1].theirs, (int64_t[]){1, 1}, 2, (Span[]){{0, 1}, {1, 1}});
+    lookup_fill(&l, 3, token, fewer, id);
+    lookup_order(&l, token, fewer, target);
+    static const int32_t targets[] = {1, 4, 0, 2, 4, -1};
+    assert_memory_equal(target, targets, sizeof targets);
+    lookup_close(&l);
+}
+
 /* ---- Odd sizes ---------------------------------------------------------------------------------- */
 
 /* Two sequences on up to 8 ranks: some have none, some groups have none, and take part in everything. */
@@ -360,6 +401,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_vocabulary_group_of_2_to_8_ranks_equals_one_rank),
         cmocka_unit_test(tied_embeddings_untied_and_untied_ones_tied_equal_one_rank),
+        cmocka_unit_test(a_lookup_is_the_one_drawn),
         cmocka_unit_test(ranks_without_sequences_equal_one_rank),
         cmocka_unit_test(members_without_rows_equal_one_rank),
         cmocka_unit_test(all_ranks_call_as_many_collectives),

@@ -18,7 +18,9 @@ bool lookup_open(Lookup *l, const Axis *group, int64_t vocabulary, int64_t token
                   .tokens = tokens,
                   .most = most,
                   .longest = longest,
-                  .rounds = rounds_of(longest, tokens)};
+                  .rounds = rounds_of(longest, tokens),
+                  .most_room = most,
+                  .round_room = rounds_of(longest, tokens)};
     size_t rounds = (size_t)l->rounds, blocks = rounds * (size_t)l->members;
     l->round = calloc(rounds, sizeof *l->round);
     l->span = calloc((size_t)most + blocks, sizeof *l->span);
@@ -87,6 +89,7 @@ void lookup_fill(Lookup *l, int64_t longest, const int32_t *const *token, const 
     l->rounds = rounds_of(longest, l->tokens);
     l->most = 0;
     for (int64_t j = 0; j < l->members; j++) l->most = max64(l->most, tokens[j]);
+    MUST(l->most <= l->most_room && l->rounds <= l->round_room);
     for (int64_t r = 0; r < l->rounds; r++) {
         LookupRound *round = &l->round[r];
         round->mine = (Spans){span, spans};

@@ -27,13 +27,14 @@ typedef struct {
     int64_t members, index, vocabulary, each; /* each: ceil(V / P), the rows of a member */
     int64_t tokens, most;                     /* c, M */
     int64_t longest;                          /* tokens of the rank of the world that has most */
-    int64_t rounds;     /* K = ceil(longest / c), at least 1: all ranks run as many, whatever their groups have */
-    LookupRound *round; /* [K] */
-    int64_t ids;        /* rows that this member gives, over all rounds */
-    Tensor id;          /* int32 [P M]: which, numbered from its first; by round, member and position; `ids` of them */
-    Tensor target;      /* int32 [P M]: what everybody's tokens predict, in the same order; -1 behind a member's last */
-    Span *span;         /* [M + K P] memory of the rounds' spans; malloced, as `round` is */
-    int64_t *spans;     /* [2 K P] */
+    int64_t rounds; /* K = ceil(longest / c), at least 1: all ranks run as many, whatever their groups have */
+    LookupRound *round;
+    int64_t ids;   /* rows that this member gives, over all rounds */
+    Tensor id;     /* int32 [P M]: which, numbered from its first; by round, member and position */
+    Tensor target; /* int32 [P M]: what everybody's tokens predict, in that order; -1 behind a member's last */
+    int64_t most_room, round_room; /* the M and K that there is memory for */
+    Span *span;                    /* [M + K P]: the rounds' spans; from the heap, as all here */
+    int64_t *spans;                /* [2 K P] */
 } Lookup;
 
 /* Memory for micro-batches of up to `most` tokens a member and `longest` a rank, whatever they are; the tensors are the caller's. False
