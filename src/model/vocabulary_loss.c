@@ -52,8 +52,7 @@ static void compute_after_network(const Model *m) {
 typedef struct {
     const Head *h;
     Tensor hidden[2]; /* [P c, H]: everybody's rows of a round, by its parity */
-    Tensor
-        dhidden; /* sum [P c, H]: this part's share of their gradients; then, in the rows of this member, all parts' */
+    Tensor dhidden;   /* sum [P c, H]: this part's share of their gradients; then, in this member's rows, all parts' */
     Event arrived[2], home;
 } Rounds;
 
