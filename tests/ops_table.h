@@ -148,6 +148,17 @@ static void logits_backward(Trial *t) {
     linear_dw(t->stream, dx(t, 1), dy(t, 0), x(t, 0));
 }
 
+/* The gradient in the sum type, too: written, or added with n[3]. */
+static void sums_make(Trial *t) {
+    logits_make(t);
+    make_gradient(t, 0, t->n[3] ? ADDED : 0, t->sum);
+}
+
+static void sums_backward(Trial *t) {
+    linear_dx(t->stream, dx(t, 0), dy(t, 0), x(t, 1), t->n[3]);
+    linear_dw(t->stream, dx(t, 1), dy(t, 0), x(t, 0));
+}
+
 /* ---- experts_linear: n = experts, n, k, add; rows of each expert ------------------------------ */
 
 static int64_t experts_rows(const Trial *t) {
@@ -521,6 +532,53 @@ static void loss_backward(Trial *t) {
     cross_entropy(t->stream, dx(t, 1), dx(t, 0), x(t, 0), x(t, 1), x(t, 2));
 }
 
+/* ---- cross_entropy in parts: n = rows, vocabulary, parts, rows of each ------------------------- */
+
+/* y: the loss, the stats of all and of every part, and the parts' logits from PART on; there in dx their gradients. */
+enum { PART = 4 };
+
+static int64_t part_first(const Trial *t, int64_t part) {
+    return min64(part * t->n[3], t->n[1]);
+}
+
+static int64_t part_rows(const Trial *t, int64_t part) {
+    return part_first(t, part + 1) - part_first(t, part);
+}
+
+static Tensor part_stats(const Trial *t, int64_t part) {
+    return tensor_view(tensor_rows(y(t, 2), part, 1), DIM(t->n[0], LOSS_STATS));
+}
+
+static void parts_make(Trial *t) {
+    int64_t rows = t->n[0], parts = t->n[2];
+    loss_make(t);
+    t->dx[1] = (Slot){0};
+    make(t, &t->y[1], 0, t->sum, DIM(rows, LOSS_STATS));
+    make(t, &t->y[2], 0, t->sum, DIM(parts, rows, LOSS_STATS));
+    for (int64_t p = 0; p < parts; p++) {
+        make(t, &t->y[PART + p], 0, t->sum, DIM(rows, part_rows(t, p)));
+        make(t, &t->dx[PART + p], 0, t->real, DIM(rows, part_rows(t, p)));
+    }
+}
+
+static void parts_forward(Trial *t) {
+    for (int64_t p = 0; p < t->n[2]; p++) {
+        Tensor logits = y(t, (int)(PART + p));
+        copy_columns(t->stream, logits, 0, x(t, 0), part_first(t, p), part_rows(t, p), false);
+        cross_entropy_part(t->stream, part_stats(t, p), logits, x(t, 1), part_first(t, p));
+    }
+    cross_entropy_join(t->stream, y(t, 1), y(t, 2));
+    cross_entropy_sum(t->stream, y(t, 0), y(t, 1), x(t, 1));
+}
+
+static void parts_backward(Trial *t) {
+    for (int64_t p = 0; p < t->n[2]; p++) {
+        Tensor logits = y(t, (int)(PART + p)), dlogits = dx(t, (int)(PART + p));
+        cross_entropy_gradient(t->stream, dlogits, logits, y(t, 1), x(t, 1), part_first(t, p), x(t, 2));
+        copy_columns(t->stream, dx(t, 0), part_first(t, p), dlogits, 0, part_rows(t, p), false);
+    }
+}
+
 /* ---- adamw, square_sum, sum_rows: n = count, ranks -------------------------------------------- */
 
 static const AdamW adamw_settings = {.learning_rate = 3e-3,
@@ -573,6 +631,7 @@ static void ranks_forward(Trial *t) {
 #define LINEAR "linear [m,n,k]", .make = linear_make, .forward = linear_forward, .backward = linear_backward
 #define LOGITS                                                                                                         \
     "linear to logits, dx added [m,n,k]", .make = logits_make, .forward = linear_forward, .backward = logits_backward
+#define SUMS "linear, dx a sum [m,n,k,add]", .make = sums_make, .forward = linear_forward, .backward = sums_backward
 #define EXPERTS                                                                                                        \
     "experts_linear [E,n,k,add]", .make = experts_make, .forward = experts_forward, .backward = experts_backward
 #define SWIGLU                                                                                                         \
@@ -595,6 +654,8 @@ static void ranks_forward(Trial *t) {
 #define TRAVEL "gather_rows [T,k,H]", .make = travel_make, .forward = travel_forward, .backward = travel_backward
 #define COMBINE "sum_slots [T,k,H]", .make = combine_make, .forward = combine_forward, .backward = combine_backward
 #define LOSS "cross_entropy [n,V]", .make = loss_make, .forward = loss_forward, .backward = loss_backward
+#define PARTED                                                                                                         \
+    "cross_entropy in parts [n,V,parts,each]", .make = parts_make, .forward = parts_forward, .backward = parts_backward
 #define ADAMW "adamw [n]", .make = adamw_make, .forward = adamw_forward
 #define SQUARE "square_sum [n]", .make = square_make, .forward = square_forward
 #define RANKS "sum_rows [n,ranks]", .make = ranks_make, .forward = ranks_forward
@@ -602,11 +663,16 @@ static void ranks_forward(Trial *t) {
 static const Case cases[] = {
     {LINEAR, .n = {0, 5, 7}},
     {LINEAR, .n = {1, 1, 1}},
+    {LINEAR, .n = {7, 0, 5}},
     {LINEAR, .n = {7, 13, 5}},
     {LINEAR, .n = {16, 32, 32}},
     {LINEAR, .n = {67, 131, 97}},
     {LINEAR, .n = {13, 35, 1027}}, /* sums of several blocks */
     {LINEAR, .n = {1025, 6, 3}},
+    {SUMS, .n = {5, 0, 3}}, /* dx of nothing is 0 */
+    {SUMS, .n = {7, 13, 5}},
+    {SUMS, .n = {13, 1027, 35, true}},
+    {SUMS, .n = {67, 131, 97, true}},
     {LOGITS, .n = {3, 2, 11}},
     {LOGITS, .n = {61, 103, 37}},
     {EXPERTS, .n = {3, 4, 5}, .rows = {0, 0, 0}},
@@ -683,6 +749,12 @@ static const Case cases[] = {
     {LOSS, .n = {0, 5}},
     {LOSS, .n = {6, 11}},
     {LOSS, .n = {53, 257}},
+    {PARTED, .n = {0, 5, 2, 3}},
+    {PARTED, .n = {6, 11, 1, 11}},
+    {PARTED, .n = {7, 5, 4, 2}}, /* the last is empty */
+    {PARTED, .n = {1, 1, 3, 1}},
+    {PARTED, .n = {53, 257, 5, 52}},
+    {PARTED, .n = {307, 67, 8, 9}},
     {ADAMW, .n = {0}},
     {ADAMW, .n = {37}},
     {ADAMW, .n = {10007}},

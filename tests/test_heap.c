@@ -93,6 +93,12 @@ static void no_step_allocates_on_any_thread_of_any_rank(void **state) {
          {"mixture.expert=2", "device=cpu:late", "optimizer.update=blocking"}},
         {3, "tests/fixtures/mixtral/config.json", {"mixture.expert=3", "device=cpu:plain"}},
         {4, "tests/fixtures/olmoe/config.json", {"mixture.expert=4", "device=sim:h200"}},
+        {4,
+         "tests/fixtures/olmoe/config.json",
+         {"mixture.vocabulary=4", "mixture.loss_travel=activations", "mixture.loss_chunk=24", "train.micro_batches=2"}},
+        {4,
+         "tests/fixtures/qwen3_moe/config.json",
+         {"mixture.vocabulary=2", "mixture.loss_travel=weights", "compute.type=bf16", "device=cpu:late"}},
     };
     char *documents = random_documents(40, 50, 67, 3);
     for (size_t i = 0; i < COUNT(rows); i++) {

@@ -377,6 +377,21 @@ static void loss_in_place(Bench *b, Type real) {
     assert_same_bits("cross_entropy onto logits: loss", loss_again, loss);
 }
 
+static void parts_of_a_loss_in_place(Bench *b, Type real) {
+    Type sum = type_sum(real);
+    Tensor x = normal(b, sum, DIM(2, 5, LOSS_STATS)), y = normal(b, sum, DIM(5, LOSS_STATS)),
+           first = tensor_view(tensor_rows(x, 0, 1), DIM(5, LOSS_STATS));
+    Tensor logits = normal(b, sum, DIM(5, 67)), dlogits = normal(b, sum, DIM(5, 67));
+    Tensor target = integers(b, INT32, INTEGERS(66, -1, 0, 3, 90), DIM(5)), trained = normal(b, FP64, DIM(1));
+    cross_entropy_join(b->stream, y, x);
+    cross_entropy_join(b->stream, first, x);
+    cross_entropy_gradient(b->stream, dlogits, logits, y, target, 3, trained);
+    cross_entropy_gradient(b->stream, logits, logits, y, target, 3, trained);
+    stream_finish(b->stream);
+    assert_same_bits("cross_entropy_join onto the first part", first, y);
+    assert_same_bits("cross_entropy_gradient onto logits", logits, dlogits);
+}
+
 static void results_may_take_the_place_of_their_inputs(void **state) {
     (void)state;
     static const char *const names[] = {"cpu:plain", "cpu"};
@@ -389,6 +404,7 @@ static void results_may_take_the_place_of_their_inputs(void **state) {
             slots_in_place(&b, real_types[k]);
             ranks_in_place(&b, real_types[k]);
             loss_in_place(&b, real_types[k]);
+            parts_of_a_loss_in_place(&b, real_types[k]);
         }
         bench_close(&b);
     }
@@ -461,6 +477,31 @@ static void sequences_worked_by_hand(Bench *b) {
     assert_numbers(b, "attention_delta", delta, NUMBERS(100, 72, 45, 121.5));
 }
 
+/* A vocabulary of three, as two, one and none; targets 1, none, 2. */
+static void parts_of_a_loss_worked_by_hand(Bench *b) {
+    Tensor target = integers(b, INT32, INTEGERS(1, -1, 2), DIM(3)), trained = numbers(b, FP64, NUMBERS(2), DIM(1));
+    Tensor left = numbers(b, FP32, NUMBERS(0, log(2), 7, 7, log(3), 0), DIM(3, 2)),
+           right = numbers(b, FP32, NUMBERS(0, 7, log(4)), DIM(3, 1)), none = normal(b, FP32, DIM(3, 0));
+    Tensor stats = normal(b, FP32, DIM(3, 3, LOSS_STATS)), all = normal(b, FP32, DIM(3, LOSS_STATS));
+    const Tensor parts[] = {left, right, none};
+    const int64_t first[] = {0, 2, 3};
+    for (int p = 0; p < 3; p++)
+        cross_entropy_part(b->stream, tensor_view(tensor_rows(stats, p, 1), DIM(3, LOSS_STATS)), parts[p], target,
+                           first[p]);
+    const double no = -INFINITY;
+    assert_numbers(b, "cross_entropy_part", stats,
+                   NUMBERS(log(2), 1.5, log(2), 7, 2, no, log(3), 4.0 / 3, no, /* */
+                           0, 1, no, 7, 1, no, log(4), 1, log(4), no, 0, no, no, 0, no, no, 0, no));
+    cross_entropy_join(b->stream, all, stats);
+    assert_numbers(b, "cross_entropy_join", all, NUMBERS(log(2), 2, log(2), 7, 3, no, log(4), 2, log(4)));
+    Tensor loss = numbers(b, FP64, NUMBERS(10), DIM(1));
+    cross_entropy_sum(b->stream, loss, all, target);
+    assert_numbers(b, "cross_entropy_sum", loss, NUMBERS(10 + log(2) + log(2)));
+    for (int p = 0; p < 3; p++) cross_entropy_gradient(b->stream, parts[p], parts[p], all, target, first[p], trained);
+    assert_numbers(b, "cross_entropy_gradient, left", left, NUMBERS(0.125, -0.25, 0, 0, 3.0 / 16, 1.0 / 16));
+    assert_numbers(b, "cross_entropy_gradient, right", right, NUMBERS(0.125, 0, -0.25));
+}
+
 static void losses_worked_by_hand(Bench *b) {
     Tensor logits = numbers(b, FP32, NUMBERS(0, log(2), 0, 7, 7, 7), DIM(2, 3)), dlogits = normal(b, FP32, DIM(2, 3));
     Tensor target = integers(b, INT32, INTEGERS(1, -1), DIM(2)), trained = numbers(b, FP64, NUMBERS(2), DIM(1));
@@ -527,6 +568,7 @@ static void results_equal_those_worked_by_hand(void **state) {
         products_and_norms_worked_by_hand(&b);
         sequences_worked_by_hand(&b);
         losses_worked_by_hand(&b);
+        parts_of_a_loss_worked_by_hand(&b);
         updates_worked_by_hand(&b);
         bench_close(&b);
     }
@@ -658,6 +700,29 @@ static void not_a_number_and_infinity_show_in_square_sums(void **state) {
     bench_close(&b);
 }
 
+/* A logit that is not a number must reach the loss, whatever part it lies in; a part of -infinities alone is as good as none. */
+static void not_a_number_shows_in_a_joined_loss_and_infinity_does_not(void **state) {
+    (void)state;
+    static const char *const names[] = {"cpu:plain", "cpu"};
+    static const double bad[] = {NAN, -INFINITY};
+    for (size_t i = 0; i < COUNT(names); i++)
+        for (size_t k = 0; k < COUNT(bad); k++) {
+            Bench b = bench_open(names[i]);
+            Tensor part[] = {normal(&b, FP32, DIM(1, 3)), normal(&b, FP32, DIM(1, 3))};
+            Tensor stats = normal(&b, FP32, DIM(2, 1, LOSS_STATS)), loss = normal(&b, FP64, DIM(1));
+            fill_value(part[1], bad[k]);
+            for (int p = 0; p < 2; p++)
+                cross_entropy_part(b.stream, tensor_view(tensor_rows(stats, p, 1), DIM(1, LOSS_STATS)), part[p],
+                                   integers(&b, INT32, INTEGERS(1), DIM(1)), 3 * p);
+            Tensor all = tensor_view(tensor_rows(stats, 0, 1), DIM(1, LOSS_STATS));
+            cross_entropy_join(b.stream, all, stats);
+            cross_entropy_sum(b.stream, loss, all, integers(&b, INT32, INTEGERS(1), DIM(1)));
+            stream_finish(b.stream);
+            assert_true(isnan(tensor_get(loss, 0)) == isnan(bad[k]));
+            bench_close(&b);
+        }
+}
+
 static void no_trained_tokens_give_no_gradient(void **state) {
     (void)state;
     Bench b = bench_open("cpu");
@@ -669,6 +734,11 @@ static void no_trained_tokens_give_no_gradient(void **state) {
     assert_same_bits("loss", loss, before);
     for (int64_t i = 0; i < 10; i++) assert_true(tensor_get(dlogits, i) == 0);
     cross_entropy(b.stream, loss, dlogits, logits, integers(&b, INT32, INTEGERS(1, 2), DIM(2)), trained);
+    stream_finish(b.stream);
+    for (int64_t i = 0; i < 10; i++) assert_true(tensor_get(dlogits, i) == 0);
+    fill_value(dlogits, 1);
+    Tensor stats = normal(&b, FP32, DIM(2, LOSS_STATS));
+    cross_entropy_gradient(b.stream, dlogits, logits, stats, integers(&b, INT32, INTEGERS(1, 2), DIM(2)), 0, trained);
     stream_finish(b.stream);
     for (int64_t i = 0; i < 10; i++) assert_true(tensor_get(dlogits, i) == 0);
     bench_close(&b);
@@ -969,6 +1039,16 @@ static void doors_charge_what_the_formulas_say(void **state) {
            dv = normal(&b, FP32, DIM(M, 2, 8));
     attention_backward(b.stream, dq, dk, dv, delta, attended, lse, q, k, v, first, last, shape);
     assert_charged(charged(&b, OP_ATTENTION_BACKWARD), 10 * 8 * 4 * 21, 4 * (3 * M * 32 + 4 * M * 16 + 8 * M + 2 * M));
+    Tensor target = integers(&b, INT32, INTEGERS(0, 1, 2, 3, 4, -1), DIM(M)), trained = normal(&b, FP64, DIM(1));
+    Tensor stats = normal(&b, FP32, DIM(M, LOSS_STATS)), parts = normal(&b, FP32, DIM(2, M, LOSS_STATS));
+    cross_entropy_part(b.stream, stats, out, target, 0);
+    assert_charged(charged(&b, OP_CROSS_ENTROPY_PART), 3 * M * N, 4 * (3 * M + M * N + M));
+    cross_entropy_join(b.stream, stats, parts);
+    assert_charged(charged(&b, OP_CROSS_ENTROPY_JOIN), 4 * 2 * M, 4 * 3 * 3 * M);
+    cross_entropy_sum(b.stream, trained, stats, target); /* the loss is read and written */
+    assert_charged(charged(&b, OP_CROSS_ENTROPY_SUM), 4 * M, 4 * 4 * M + 2 * 8);
+    cross_entropy_gradient(b.stream, out, out, stats, target, 0, trained);
+    assert_charged(charged(&b, OP_CROSS_ENTROPY_GRADIENT), 4 * M * N, 4 * (2 * M * N + 4 * M) + 8);
     copy_columns(b.stream, x, 4, out, 1, 3, false);
     assert_charged(charged(&b, OP_COPY_COLUMNS), 0, 4 * 2 * M * 3);
     copy_columns(b.stream, x, 4, out, 1, 3, true);
@@ -1067,6 +1147,7 @@ int main(void) {
         cmocka_unit_test(rounds_of_slots_sum_to_the_same_bits_as_one),
         cmocka_unit_test(experts_without_rows_get_no_gradient),
         cmocka_unit_test(not_a_number_and_infinity_show_in_square_sums),
+        cmocka_unit_test(not_a_number_shows_in_a_joined_loss_and_infinity_does_not),
         cmocka_unit_test(no_trained_tokens_give_no_gradient),
         cmocka_unit_test(attention_ignores_what_a_token_may_not_see),
         cmocka_unit_test(keys_in_blocks_give_what_they_give_in_one),

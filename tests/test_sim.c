@@ -62,6 +62,17 @@ static const Row rows[] = {
     {6,
      "tests/fixtures/mixtral/config.json",
      {"mixture.ulysses=2", "mixture.ring=3", "mixture.expert=3", "compute.activations=recompute"}},
+    {2, tiny, {"compute.type=bf16", "mixture.vocabulary=2", "mixture.loss_travel=activations"}},
+    {4,
+     tiny,
+     {"mixture.vocabulary=4", "mixture.loss_travel=weights", "mixture.expert=2", "mixture.dense=2",
+      "train.micro_batches=2"}},
+    {6,
+     "tests/fixtures/mixtral/config.json",
+     {"mixture.vocabulary=3", "mixture.loss_travel=activations", "train.sequences=4", "train.micro_batches=2"}},
+    {8,
+     "tests/fixtures/qwen3_moe/config.json",
+     {"compute.type=bf16", "mixture.vocabulary=8", "mixture.expert=4", "compute.activations=recompute"}},
 };
 
 static Ranks *open_row(const Row *row, const char *documents, const char *device, const char *routing) {
@@ -284,6 +295,7 @@ static const struct {
     {"bible", "examples/bible.yaml", "compute.threads=1", 2},
     {"mixtral-8x7b", "tests/plans/mixtral-8x7b.yaml", "mixture.expert=8", 8},
     {"qwen3-235b", "tests/plans/qwen3-235b.yaml", "mixture.expert=32", 32},
+    {"qwen3-235b-vocabulary", "tests/plans/qwen3-235b.yaml", "mixture.vocabulary=32", 32},
 };
 
 static char *printed_plan(const char *path, const char *set, int world) {

@@ -5,6 +5,7 @@
 
 #include "base/json.h"
 #include "model/dispatch.h"
+#include "model/lookup.h"
 #include "ops/ops.h"
 
 /* ---- Spec: a family is data ------------------------------------------------------------------- */
@@ -73,7 +74,8 @@ void spec_name(const Spec *s, ParameterName p, int64_t layer, int64_t expert, ch
 /* ---- Weights and gradients: views ------------------------------------------------------------- */
 
 typedef struct {
-    Tensor at[PARAMETER_COUNT]; /* experts: those that are here, [experts_here, ...] */
+    /* Experts: those that are here, [experts_here, ...]. EMBED and HEAD: with P > 1 the rows that are here, [vocabulary.here, H]. */
+    Tensor at[PARAMETER_COUNT];
 } Weights;
 
 /* ---- The model on one rank -------------------------------------------------------------------- */
@@ -102,6 +104,7 @@ typedef struct {
     Tensor counts, mass; /* fp64 [sequences, experts] */
     Tensor x;            /* the tensor between layers; in backward its gradient */
     Tensor gradient;     /* [T, H]: where that gradient lives */
+    Lookup lookup;       /* P > 1: the tokens of those who share the vocabulary */
 } MicroBatch;
 
 /* What one layer and micro-batch keeps. Between forward and backward `x`, `attention` and `lse` always live; the others live
@@ -131,6 +134,8 @@ typedef struct Model {
     Cut cut;               /* of the sequences at hand */
     int64_t ulysses_heads; /* most KV heads that are here in full-sequence form at a time */
     int64_t loss_chunk;
+    Travel loss_travel;
+    Share vocabulary;                                 /* this rank's rows; P = 1: all */
     int64_t expert_first, experts_here, experts_each; /* this rank's experts; ceil(E / E_p) */
     int64_t dispatch_tokens;                          /* c: tokens of a rank in a round; 0: all */
     int64_t imports;                                  /* experts of others that a rank may work for; 0: none */
@@ -145,7 +150,7 @@ typedef struct Model {
 /* Fills b->sharing for m->cut, in the host arena; b->sequences are known. */
 void share_sequences(const Model *m, MicroBatch *b);
 
-/* b->x = table[token], b->x [T, H]. */
+/* b->x = table[token], b->x [T, H]. With P > 1 the ranks of the vocabulary group call it together, as everything below. */
 void embed_forward(const Model *m, const Weights *w, MicroBatch *b);
 void embed_backward(const Model *m, Weights *dw, const MicroBatch *b);
 
@@ -157,7 +162,9 @@ void layer_backward(const Model *m, int64_t layer, const Weights *w, Weights *dw
 /* Final norm, logits a chunk at a time, loss[1] (fp64) += sum over trained positions; with dw also the gradients, and b->x becomes the
  * gradient of the last layer's output. trained[1] (fp64): the step's trained positions over all ranks. */
 void head_loss(const Model *m, const Weights *w, Weights *dw, MicroBatch *b, Tensor loss, Tensor trained);
-/* Logits of one row (generation): logits sum [1, V]. */
-void head_logits(const Model *m, const Weights *w, const MicroBatch *b, int64_t row, Tensor logits);
+/* Logits of one row (generation), which rank `root` of the world has as row `row`; everybody else gives row -1. logits sum
+ * [vocabulary_room]: the first V are they; written on the root, and with P > 1 on every rank. */
+void head_logits(const Model *m, const Weights *w, const MicroBatch *b, int64_t row, int root, Tensor logits);
+int64_t vocabulary_room(const Model *m); /* P ceil(V / P) */
 
 #endif

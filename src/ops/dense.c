@@ -53,7 +53,7 @@ static void product(Stream *s, Op op, Tensor y, Tensor x, Tensor w, const int64_
 
 static void product_dx(Stream *s, Op op, Tensor dx, Tensor dy, Tensor w, const int64_t *rows, bool add) {
     Product p = product_of(dy, dx, w, rows);
-    MUST(type_real(dy.type) && w.type == dy.type && dx.type == dy.type);
+    MUST(type_real(dy.type) && w.type == dy.type && (dx.type == dy.type || dx.type == type_sum(dy.type)));
     LinearArgs args = {.out = dx, .left = dy, .right = w, .rows = rows, .add = add};
     product_run(s, op, p, add ? BYTES_OF(dx, dx, dy) : BYTES_OF(dx, dy), type_bytes(w.type), args);
 }

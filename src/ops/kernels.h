@@ -13,7 +13,8 @@ typedef enum {
     OP_EMBEDDING, OP_EMBEDDING_BACKWARD, OP_ROPE_TABLE, OP_ROPE, OP_ATTENTION, OP_ATTENTION_MERGE, OP_ATTENTION_DELTA,
     OP_ATTENTION_BACKWARD,
     OP_ROUTE, OP_ROUTE_STATISTICS, OP_BALANCE_LOSS, OP_ROUTE_BACKWARD, OP_ROUTE_ORDER,
-    OP_GATHER_ROWS, OP_SUM_SLOTS, OP_CROSS_ENTROPY, OP_ADAMW, OP_SQUARE_SUM, OP_SUM_ROWS,
+    OP_GATHER_ROWS, OP_SUM_SLOTS, OP_CROSS_ENTROPY, OP_CROSS_ENTROPY_PART, OP_CROSS_ENTROPY_JOIN, OP_CROSS_ENTROPY_SUM,
+    OP_CROSS_ENTROPY_GRADIENT, OP_ADAMW, OP_SQUARE_SUM, OP_SUM_ROWS,
     OP_COUNT
 } Op;
 const char *op_name(Op op);
@@ -32,7 +33,7 @@ typedef struct { Tensor p, chosen, weight, lse, logits, sequence, counts, mass, 
 typedef struct { Tensor dlogits, dweight, p, chosen, lse, counts, rows, sequence, real_positions; RouteLoss loss; } RouteBackwardArgs;
 typedef struct { Tensor order, place, counts, chosen; } OrderArgs;
 typedef struct { Tensor y, x, index, base, place; int64_t divide; SlotRound round; } RowsArgs; /* sum_slots: x = rows */
-typedef struct { Tensor loss, dlogits, logits, target, trained; } CrossEntropyArgs;
+typedef struct { Tensor loss, dlogits, logits, target, trained, stats; int64_t first; } CrossEntropyArgs; /* join: stats, logits = x */
 typedef struct { Tensor weight, low, m, v, gradient; AdamW h; } AdamWArgs;
 
 /* clang-format on */

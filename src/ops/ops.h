@@ -15,7 +15,7 @@
 /* ---- dense.c: products and elementwise -------------------------------------------------------- */
 
 /* y[m,n] = x[m,k] w[n,k]^T.   dx[m,k] (+)= dy[m,n] w[n,k].   dw[n,k] += dy[m,n]^T x[m,k].
- * y is real or sum (logits); dw is sum; the rest real. 2mnk FLOPs each. */
+ * y and dx are real or sum; dw is sum; the rest real. 2mnk FLOPs each. */
 void linear(Stream *s, Tensor y, Tensor x, Tensor w);
 void linear_dx(Stream *s, Tensor dx, Tensor dy, Tensor w, bool add);
 void linear_dw(Stream *s, Tensor dw, Tensor dy, Tensor x);
@@ -139,6 +139,20 @@ void sum_slots(Stream *s, Tensor y, Tensor base, Tensor rows, Tensor place, Slot
  * dlogits = (softmax(logits) - onehot(target)) / trained[0] (0 where target < 0 or trained is 0). logits sum [n,V]; dlogits real, none in
  * evaluation, may be logits itself when the types agree; target int32 [n], trained fp64 [1]. */
 void cross_entropy(Stream *s, Tensor loss, Tensor dlogits, Tensor logits, Tensor target, Tensor trained);
+
+/* The same over a vocabulary in parts. A part is its rows first, first + 1, ...: logits sum [n,Vp], possibly of no row at all;
+ * targets are numbered over the whole. What a part says of a row of logits is (m, sum exp(logit - m), logit of the target):
+ * stats sum [n,LOSS_STATS], m the largest logit; the last is -infinity where the target lies in another part or is none.
+ *   cross_entropy_part       writes the stats of one part; of a part without rows: -infinity, 0, -infinity
+ *   cross_entropy_join       y [n,LOSS_STATS]: the stats of all, from those of each in order, x [parts,n,LOSS_STATS]; y may be x[0]
+ *   cross_entropy_sum        loss[1] (fp64) += sum over rows with target >= 0 of m + log(sum) - logit of the target
+ *   cross_entropy_gradient   dlogits [n,Vp] of one part as above, from the stats of all; dlogits may be logits */
+enum { LOSS_LARGEST, LOSS_SUM, LOSS_TARGET, LOSS_STATS };
+void cross_entropy_part(Stream *s, Tensor stats, Tensor logits, Tensor target, int64_t first);
+void cross_entropy_join(Stream *s, Tensor y, Tensor x);
+void cross_entropy_sum(Stream *s, Tensor loss, Tensor stats, Tensor target);
+void cross_entropy_gradient(Stream *s, Tensor dlogits, Tensor logits, Tensor stats, Tensor target, int64_t first,
+                            Tensor trained);
 
 /* ---- update.c --------------------------------------------------------------------------------- */
 

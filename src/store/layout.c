@@ -48,6 +48,7 @@ static void lay_out(PartLayout *p, const Spec *spec, const Mesh *mesh, const Lay
         *e = entry_of(l, mesh, names[i], shape);
         e->at = p->segment[e->segment].whole;
         p->segment[e->segment].whole += e->count;
+        p->segment[e->segment].entries++;
     }
     for (int i = 0; i < SEGMENT_COUNT; i++) {
         Segment *s = &p->segment[i];

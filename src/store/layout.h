@@ -19,7 +19,8 @@ typedef enum { SEGMENT_DENSE, SEGMENT_EXPERTS, SEGMENT_VOCABULARY, SEGMENT_COUNT
 
 typedef struct {
     AxisName shards, replicas; /* who shares it; who keeps the same shard */
-    bool moves; /* cut: gathered to be used, its gradient reduce-scattered. Else the kept vector itself is used */
+    bool moves;  /* cut: gathered to be used, its gradient reduce-scattered. Else the kept vector itself is used */
+    int entries; /* its parameters: as many on all ranks, also where no row or expert of them is here */
     int64_t whole, shard; /* elements: of the whole (padded to equal shards); of what is kept here */
     int64_t begin;        /* the shard's first element in the whole */
     int64_t at;           /* the shard's first element in the kept vector */

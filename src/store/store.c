@@ -187,8 +187,9 @@ static void apply_due(Store *s, int64_t part) {
     p->due = false;
 }
 
+/* Also where nothing of it is here: all ranks call the same collectives. */
 static bool segment_moves(const Segment *g) {
-    return g->moves && g->whole > 0;
+    return g->moves && g->entries > 0;
 }
 
 static bool any_moves(const PartLayout *l) {
@@ -276,7 +277,7 @@ void store_give(Store *s, int64_t part) {
     stream_wait(s->network, event_record(s->compute));
     for (int i = 0; i < SEGMENT_COUNT; i++) {
         const Segment *g = &s->layout->part[part].segment[i];
-        if (g->whole == 0) continue;
+        if (g->entries == 0) continue;
         Tensor shard = shard_of(p->gradient, g);
         if (g->moves) reduce_scatter(&s->comm->group[g->shards], s->network, shard, p->whole_gradient[i]);
         all_reduce(&s->comm->group[g->replicas], s->network, shard);

@@ -20,9 +20,12 @@ static void place(Run *r, Tensor t, int64_t row, const int32_t *values, const St
     device_write(r->model.compute, tensor_rows(t, row, n), r->row);
 }
 
-static void mark_sequence(Batch *one, int32_t number) {
-    for (int64_t i = 0; i < one->tokens; i++)
-        if (one->sequence[i] >= 0) one->sequence[i] = number;
+/* `of` says 0 or, where padded, -1. */
+static void place_sequence(Run *r, Tensor t, int64_t row, const int32_t *of, const Stretches *s, int32_t number) {
+    int64_t n = 0;
+    for (int i = 0; i < 2; i++)
+        for (int64_t p = 0; p < s->part[i].count; p++) r->row[n++] = of[s->part[i].first + p] < 0 ? -1 : number;
+    device_write(r->model.compute, tensor_rows(t, row, n), r->row);
 }
 
 static void place_own(Run *r, MicroBatch *m, int64_t number, const Batch *one) {
@@ -31,7 +34,7 @@ static void place_own(Run *r, MicroBatch *m, int64_t number, const Batch *one) {
     place(r, m->token, row, one->token, &own);
     place(r, m->target, row, one->target, &own);
     place(r, m->position, row, one->position, &own);
-    place(r, m->sequence, row, one->sequence, &own);
+    place_sequence(r, m->sequence, row, one->sequence, &own, (int32_t)number);
 }
 
 /* Positions `seen` [0, S] of this ring member's stretches, as rows of another member's. */
@@ -68,28 +71,61 @@ static void place_sights(Run *r, MicroBatch *m, int64_t number, const Batch *one
 
 /* ---- Loading ---------------------------------------------------------------------------------- */
 
-void run_place(Run *r, MicroBatch *m, int64_t number, Batch *one) {
+void run_place(Run *r, MicroBatch *m, int64_t number, const Batch *one) {
     double rows = (double)(one->real[0] * r->spec->moe_layers);
-    mark_sequence(one, (int32_t)number);
     place_own(r, m, number, one);
     place_sights(r, m, number, one);
     device_write(r->model.compute, tensor_rows(m->rows, number, 1), &rows);
 }
 
+/* A rank's first sequence of micro-batch `micro`, by its number in the step; the others follow `groups` apart. */
+static int64_t first_sequence(const Run *r, int rank, int64_t micro, int64_t groups) {
+    int64_t number = rank / r->comm.mesh.axis[AXIS_SEQUENCE].size;
+    for (int64_t i = 0; i < micro; i++) number += groups * run_sequences(r, rank, i);
+    return number;
+}
+
+typedef struct {
+    SequenceSource fill;
+    const void *context;
+    int64_t held; /* the sequence that lies in r->one; -1: none */
+} Source;
+
+static Batch *whole(Run *r, Source *s, int64_t sequence) {
+    if (s->held != sequence) s->fill(r, s->context, sequence, &r->one);
+    s->held = sequence;
+    return &r->one;
+}
+
+/* Members that share a sequence lie side by side, so that it is made once for all of them. */
+static void upload_peers(Run *r, int64_t micro, Source *s, int64_t groups) {
+    int64_t most = run_sequences(r, 0, micro); /* the first group has as many as any */
+    for (int64_t i = 0; i < most; i++)
+        for (int64_t j = 0; j < peers_count(r); j++) {
+            int rank = peers_rank(r, j);
+            if (i >= run_sequences(r, rank, micro)) continue;
+            peers_take(r, j, i, whole(r, s, first_sequence(r, rank, micro, groups) + i * groups));
+        }
+    if (r->peers) peers_load(r, &r->micro[micro], micro);
+}
+
 void run_upload(Run *r, SequenceSource source, const void *context) {
     const Axis *a = &r->comm.mesh.axis[AXIS_SEQUENCE];
-    int64_t groups = r->comm.mesh.world / a->size, sequence = r->comm.mesh.rank / a->size;
+    int64_t groups = r->comm.mesh.world / a->size;
+    Source s = {.fill = source, .context = context, .held = -1};
     double counts[2] = {0};
     for (int64_t i = 0; i < r->micro_batches; i++) {
         MicroBatch *m = &r->micro[i];
+        int64_t first = first_sequence(r, r->comm.mesh.rank, i, groups);
         memset(m->pairs, 0, (size_t)r->model.cut.ring * sizeof *m->pairs);
-        for (int64_t j = 0; j < m->sequences; j++, sequence += groups) {
-            source(r, context, sequence, &r->one);
-            run_place(r, m, j, &r->one);
+        for (int64_t j = 0; j < m->sequences; j++) {
+            const Batch *one = whole(r, &s, first + j * groups);
+            run_place(r, m, j, one);
             if (a->index > 0) continue; /* a sequence counts once */
-            counts[TRAINED] += (double)r->one.trained;
-            counts[REAL] += (double)r->one.real[0];
+            counts[TRAINED] += (double)one->trained;
+            counts[REAL] += (double)one->real[0];
         }
+        upload_peers(r, i, &s, groups);
     }
     device_write(r->model.compute, r->counts, counts);
     stream_wait(r->model.network, event_record(r->model.compute));

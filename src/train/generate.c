@@ -1,5 +1,6 @@
-/* Generation: the whole context runs through the model for every new token (there is no KV cache yet). Rank 0 has the text; the other
- * ranks run along without tokens, since weights and experts are spread over all of them. */
+/* Generation: the whole context runs through the model for every new token (there is no KV cache yet). All ranks know the text; it is a
+ * sequence of the first sequence group, and whoever has its last position samples. The other ranks run along without tokens, since
+ * weights and experts are spread over all of them. */
 #include "base/random.h"
 #include "train/run.h"
 
@@ -32,7 +33,7 @@ static MicroBatch text_batch(Run *r, const int32_t *ids, int64_t tokens) {
     int ring = r->model.cut.ring, own = r->comm.mesh.axis[AXIS_RING].index;
     b.tokens = run_tokens(r, r->comm.mesh.rank, 0);
     b.most = run_most_tokens(r, 0);
-    b.sequences = r->comm.mesh.rank < r->comm.mesh.axis[AXIS_SEQUENCE].size;
+    b.sequences = run_sequences(r, r->comm.mesh.rank, 0);
     int64_t rows = b.sequences * cut_ring_member(&r->model.cut, own).tokens;
     b.first = tensor_view(tensor_rows(flat(b.first), 0, ring * rows), DIM(ring, rows));
     b.last = tensor_view(tensor_rows(flat(b.last), 0, ring * rows), DIM(ring, rows));
@@ -42,11 +43,25 @@ static MicroBatch text_batch(Run *r, const int32_t *ids, int64_t tokens) {
     memset(b.pairs, 0, (size_t)ring * sizeof *b.pairs);
     fill_text(r, ids, tokens);
     if (b.sequences > 0) run_place(r, &b, 0, &r->one);
+    for (int64_t j = 0; j < peers_count(r); j++)
+        if (run_sequences(r, peers_rank(r, j), 0) > 0) peers_take(r, j, 0, &r->one);
+    if (r->peers) peers_load(r, &b, 0);
     return b;
 }
 
-/* Every rank runs the layers; logits are made on the rank that has tokens. */
-static void forward(Run *r, MicroBatch *b, Tensor logits) {
+/* Whose is the text's last position. */
+static int last_rank(const Run *r) {
+    const Cut *cut = &r->model.cut;
+    for (int rank = 0; rank < cut->ulysses * cut->ring; rank++) {
+        Stretches s = cut_rank(cut, rank);
+        if (stretches_below(&s, cut->limit) > stretches_below(&s, cut->limit - 1)) return rank;
+    }
+    MUST(false && "a text has a last position");
+    return 0;
+}
+
+/* Every rank runs the layers. */
+static void forward(Run *r, MicroBatch *b, int root, Tensor logits) {
     Model *m = &r->model;
     Saved kept;
     Weights w = store_fetch(r->store, 0, 1);
@@ -58,20 +73,21 @@ static void forward(Run *r, MicroBatch *b, Tensor logits) {
         store_release(r->store, l + 1);
     }
     w = store_fetch(r->store, r->spec->layers + 1, -1);
-    if (b->tokens > 0) head_logits(m, &w, b, b->tokens - 1, logits);
+    head_logits(m, &w, b, r->comm.mesh.rank == root ? b->tokens - 1 : -1, root, logits);
     store_release(r->store, r->spec->layers + 1);
 }
 
-static bool next_logits(Run *r, const int32_t *ids, int64_t tokens, void *host, Error *e) {
+/* `host`: of rank `root`, which has the last token. */
+static bool next_logits(Run *r, const int32_t *ids, int64_t tokens, int root, void *host, Error *e) {
     Model *m = &r->model;
     run_end_pass(r);
-    m->cut.limit = tokens;
     MicroBatch b = text_batch(r, ids, tokens);
     run_begin_micro_batch(r, &b, false);
     Mark mark = arena_mark(&r->work);
-    Tensor logits = arena_tensor(&r->work, m->sum, DIM(1, r->spec->vocabulary));
-    forward(r, &b, logits);
-    if (b.tokens > 0) device_read(m->compute, host, logits, READ_LOSS);
+    Tensor logits = arena_tensor(&r->work, m->sum, DIM(vocabulary_room(m)));
+    forward(r, &b, root, logits);
+    if (r->comm.mesh.rank == root)
+        device_read(m->compute, host, tensor_rows(logits, 0, r->spec->vocabulary), READ_LOSS);
     arena_reset(&r->work, mark);
     const Error *failed = device_failed(r->device);
     return failed ? fail(e, failed->code, "%s", failed->text) : true;
@@ -104,26 +120,38 @@ static int32_t sample(Candidate *c, int64_t n, Sampling s, uint64_t index) {
     return c[kept - 1].id;
 }
 
+/* The choice of rank `root`, told to all. `all` [world] is scratch. */
+static bool agree(Run *r, int root, int32_t *all, int32_t *id, Error *e) {
+    int32_t mine = *id;
+    if (!host_gather(&r->comm, all, &mine, sizeof mine, e)) return false;
+    *id = all[root];
+    return true;
+}
+
 bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Error *e) {
     int64_t V = r->spec->vocabulary, longest = r->config->train_sequence_length;
-    bool leader = r->comm.mesh.rank == 0;
     void *logits = malloc((size_t)V * type_bytes(r->model.sum));
     Candidate *candidates = malloc((size_t)V * sizeof *candidates);
-    MUST(logits && candidates);
+    int32_t *all = malloc((size_t)r->comm.mesh.world * sizeof *all);
+    MUST(logits && candidates && all);
     store_flush(r->store);
     r->model.evaluating = r->generating = true;
     bool ok = true;
     for (int64_t i = given; ok && i < given + count; i++) {
         int64_t context = min64(i, longest);
-        ok = next_logits(r, ids + i - context, context, logits, e);
-        if (!ok || !leader) continue;
+        r->model.cut.limit = context;
+        int root = last_rank(r);
+        bool leader = r->comm.mesh.rank == root;
+        ok = next_logits(r, ids + i - context, context, root, logits, e);
         Tensor t = tensor_at(logits, r->model.sum, DIM(V));
-        for (int64_t v = 0; v < V; v++) candidates[v] = (Candidate){tensor_get(t, v), (int32_t)v};
-        ids[i] = sample(candidates, V, s, (uint64_t)i);
+        for (int64_t v = 0; ok && leader && v < V; v++) candidates[v] = (Candidate){tensor_get(t, v), (int32_t)v};
+        if (ok && leader) ids[i] = sample(candidates, V, s, (uint64_t)i);
+        ok = ok && agree(r, root, all, &ids[i], e);
     }
     r->model.evaluating = r->generating = false;
     r->model.cut.limit = longest;
     run_end_pass(r);
+    free(all);
     free(candidates);
     free(logits);
     return ok;

@@ -57,9 +57,6 @@ static bool heads_divide(const Config *c, const Spec *spec, Error *e) {
 
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e) {
     Mesh m;
-    if (c->mixture_vocabulary != 1)
-        return fail(e, EXIT_USAGE, "mixture.vocabulary = %lld: this version does not train with it yet; use 1",
-                    (long long)c->mixture_vocabulary);
     if (spec->moe_layers == 0)
         return fail(e, EXIT_DATA,
                     "the model has no layer with experts; mop trains mixture-of-experts models; check model.config");
@@ -69,11 +66,13 @@ bool run_supported(const Config *c, const Spec *spec, int world, Error *e) {
     return mesh_plan(&m, c, world, 0, e) && heads_divide(c, spec, e) && rows_fit(c, spec, world, e);
 }
 
+int64_t run_sequences(const Run *r, int rank, int64_t micro) {
+    if (r->generating) return rank < r->comm.mesh.axis[AXIS_SEQUENCE].size;
+    return sequences_of(r->config, r->comm.mesh.world, rank, micro);
+}
+
 int64_t run_tokens(const Run *r, int rank, int64_t micro) {
-    const Cut *cut = &r->model.cut;
-    int64_t each = cut_rank(cut, rank).tokens;
-    if (r->generating) return rank < cut->ulysses * cut->ring ? each : 0;
-    return sequences_of(r->config, r->comm.mesh.world, rank, micro) * each;
+    return run_sequences(r, rank, micro) * cut_rank(&r->model.cut, rank).tokens;
 }
 
 /* The first sequence group has as many sequences as any. */
@@ -110,7 +109,7 @@ static bool open_batches(Run *r, Error *e) {
     if (!open_one(r, e)) return false;
     for (int64_t i = 0; i < r->micro_batches; i++) {
         MicroBatch *m = &r->micro[i];
-        m->sequences = sequences_of(r->config, r->comm.mesh.world, r->comm.mesh.rank, i);
+        m->sequences = run_sequences(r, r->comm.mesh.rank, i);
         m->tokens = run_tokens(r, r->comm.mesh.rank, i);
         m->most = run_most_tokens(r, i);
         Tensor *ints[] = {&m->token, &m->target, &m->position, &m->sequence};
@@ -147,6 +146,8 @@ static void open_model(Run *r) {
     m->recompute = c->compute_activations == ACTIVATIONS_RECOMPUTE;
     m->ulysses_heads = c->mixture_ulysses_heads;
     m->loss_chunk = c->mixture_loss_chunk;
+    m->loss_travel = c->mixture_loss_travel;
+    m->vocabulary = axis_share(&r->comm.mesh.axis[AXIS_VOCABULARY], spec->vocabulary);
     m->experts_each = ceil_div(spec->experts, expert.size);
     m->expert_first = min64(spec->experts, expert.index * m->experts_each);
     m->experts_here = min64(m->experts_each, spec->experts - m->expert_first);
@@ -187,7 +188,7 @@ static bool open_all(Run *r, Wire *wire, const char *device, const size_t *bytes
     r->store = store_open(c, r->spec, &r->comm, bytes, e);
     if (!r->store) return false;
     r->model.cut = cut_of(c);
-    if (!open_batches(r, e)) return false;
+    if (!open_batches(r, e) || !peers_open(r, e)) return false;
     open_model(r);
     r->answers = answers_open(r, e);
     return r->answers != NULL;
@@ -214,6 +215,7 @@ void run_close(Run *r) {
     if (!r) return;
     for (int i = 0; r->device && i < STREAM_COUNT; i++) event_wait(event_record(&r->device->stream[i]));
     answers_close(r->answers);
+    peers_close(r);
     store_close(r->store);
     if (r->comm.device) comm_close(&r->comm);
     arena_close(&r->activations);

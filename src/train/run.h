@@ -43,13 +43,14 @@ typedef struct Run {
 
     int64_t micro_batches;
     bool generating;
-    MicroBatch *micro; /* [micro_batches]; tensors in batch_arena */
-    Batch one;         /* host: a whole sequence */
-    int32_t *row;      /* host [sequence_length]: what is written next */
-    Saved *saved;      /* [layers][micro_batches] */
-    Mark *marks;       /* [layers] of the activations arena, before the layer's forward */
-    Tensor counts;     /* fp64 [2]: trained and real positions of the step, over all ranks */
-    Tensor stats;      /* fp64 [STAT_LOAD + experts]: this rank's, then everybody's */
+    MicroBatch *micro;   /* [micro_batches]; tensors in batch_arena */
+    Batch one;           /* host: a whole sequence */
+    int32_t *row;        /* host [sequence_length]: what is written next */
+    struct Peers *peers; /* P > 1 (peers.c): tokens of those who share the vocabulary */
+    Saved *saved;        /* [layers][micro_batches] */
+    Mark *marks;         /* [layers] of the activations arena, before the layer's forward */
+    Tensor counts;       /* fp64 [2]: trained and real positions of the step, over all ranks */
+    Tensor stats;        /* fp64 [STAT_LOAD + experts]: this rank's, then everybody's */
     double *stats_host;
     struct Answers *answers; /* sim's, or the recorder's */
     Event shared;            /* the routing statistics of whole sequences are there */
@@ -69,7 +70,8 @@ size_t run_memory(Run *r);                  /* high-water of all arenas of this 
 /* What this version does not do, refused in words before anything is opened (EXIT_USAGE). */
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e);
 
-/* Tokens of micro-batch `micro` on a rank; in generation, of the text. */
+/* Sequences of micro-batch `micro` that a rank shares with its sequence group, and their tokens on it; in generation, of the text. */
+int64_t run_sequences(const Run *r, int rank, int64_t micro);
 int64_t run_tokens(const Run *r, int rank, int64_t micro);
 /* Those of the rank that has most: they decide in how many rounds all ranks work, so that all call the same collectives. */
 int64_t run_most_tokens(const Run *r, int64_t micro);
@@ -82,7 +84,20 @@ void run_load_in_order(Run *r, int64_t first_piece); /* evaluation: a step's wor
 typedef void (*SequenceSource)(Run *r, const void *context, int64_t sequence, Batch *one);
 void run_upload(Run *r, SequenceSource source, const void *context);
 /* This rank's positions of `one` become sequence `number` of b. */
-void run_place(Run *r, MicroBatch *b, int64_t number, Batch *one);
+void run_place(Run *r, MicroBatch *b, int64_t number, const Batch *one);
+
+/* ---- The tokens of those who share the vocabulary (peers.c) ------------------------------------------- */
+
+/* The lookups of all micro-batches, in the batch arena and on the heap; nothing where P = 1. */
+bool peers_open(Run *r, Error *e);
+void peers_close(Run *r);
+int64_t peers_count(const Run *r); /* P, this rank included; 0 where P = 1 */
+int peers_rank(const Run *r, int64_t member);
+/* A member's positions of `one` become sequence `number` of its micro-batch. When all sequences of all members are there, peers_load makes
+ * b->lookup of micro-batch `micro` of them. */
+void peers_take(Run *r, int64_t member, int64_t number, const Batch *one);
+void peers_load(Run *r, MicroBatch *b, int64_t micro);
+
 /* Activations for one pass: x, gradient, rope table, routing statistics of every micro-batch. */
 void run_begin_pass(Run *r, bool training);
 void run_begin_micro_batch(Run *r, MicroBatch *b, bool training); /* of one */
@@ -114,7 +129,7 @@ typedef struct {
 } Evaluation;
 bool evaluate(Run *r, Evaluation *out, Error *e);
 
-/* Extends rank 0's `ids` by `count` tokens, sampled from the last sequence_length ones. Every rank calls it. */
+/* Extends `ids`, the same on all ranks, by `count` tokens, sampled by rank 0 from the last sequence_length ones. Every rank calls it. */
 typedef struct {
     double temperature, top_p; /* temperature 0: the likeliest */
     uint64_t seed;

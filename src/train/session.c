@@ -81,7 +81,8 @@ static bool open_tokenizer(Session *s, Error *e) {
 
 bool session_open(Session *s, Config *c, Error *e) {
     *s = (Session){0};
-    return session_settle(s, c, e) && read_spec(s, e) && run_supported(c, &s->spec, s->world, e) && open_tokenizer(s, e);
+    return session_settle(s, c, e) && read_spec(s, e) && run_supported(c, &s->spec, s->world, e) &&
+           open_tokenizer(s, e);
 }
 
 bool session_data(Session *s, Error *e) {

@@ -45,7 +45,7 @@ void session_close(Session *s);
 Checkpoints *session_checkpoints(Session *s, Run *r, const char *run, Error *e);
 bool session_weights(Session *s, Run *r, Checkpoints *c, Error *e);
 bool session_read_weights(Session *s, Run *r, Error *e); /* the first weights, where there is no run directory */
-bool session_leads(const Session *s); /* this process has rank 0 */
+bool session_leads(const Session *s);                    /* this process has rank 0 */
 
 double price_bytes(const Price *price, int ranks); /* of all arenas of these ranks */
 double memory_physical(void);                      /* of this machine, bytes */

@@ -49,6 +49,10 @@ static inline void tensor_add(Tensor t, int64_t i, double x) {
     ROW(OP_GATHER_ROWS, gather_rows)                                                                                   \
     ROW(OP_SUM_SLOTS, sum_slots)                                                                                       \
     ROW(OP_CROSS_ENTROPY, cross_entropy)                                                                               \
+    ROW(OP_CROSS_ENTROPY_PART, cross_entropy_part)                                                                     \
+    ROW(OP_CROSS_ENTROPY_JOIN, cross_entropy_join)                                                                     \
+    ROW(OP_CROSS_ENTROPY_SUM, cross_entropy_sum)                                                                       \
+    ROW(OP_CROSS_ENTROPY_GRADIENT, cross_entropy_gradient)                                                             \
     ROW(OP_ADAMW, adamw)                                                                                               \
     ROW(OP_SQUARE_SUM, square_sum)                                                                                     \
     ROW(OP_SUM_ROWS, sum_rows)

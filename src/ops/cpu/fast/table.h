@@ -34,6 +34,10 @@
     X(OP_GATHER_ROWS, gather_rows, real, isa)                                                                          \
     X(OP_SUM_SLOTS, sum_slots, real, isa)                                                                              \
     X(OP_CROSS_ENTROPY, cross_entropy, real, isa)                                                                      \
+    X(OP_CROSS_ENTROPY_PART, cross_entropy_part, real, isa)                                                            \
+    X(OP_CROSS_ENTROPY_JOIN, cross_entropy_join, real, isa)                                                            \
+    X(OP_CROSS_ENTROPY_SUM, cross_entropy_sum, real, isa)                                                              \
+    X(OP_CROSS_ENTROPY_GRADIENT, cross_entropy_gradient, real, isa)                                                    \
     X(OP_ADAMW, adamw, real, isa)                                                                                      \
     X(OP_SQUARE_SUM, square_sum, real, isa)                                                                            \
     X(OP_SUM_ROWS, sum_rows, real, isa)
