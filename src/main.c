@@ -196,6 +196,8 @@ static const struct {
     {"plan", "CONFIG [--set KEY=VALUE]... [--trace FILE.json]",
      "what a run will need: memory, FLOPs, bytes; nothing is loaded. --trace: the timeline that is predicted",
      session_command},
+    {"report", "RUN [--json]", "where the time of a run goes: what its metrics say, also while it trains",
+     report_command},
     {"doctor", "[--out FILE.json] [--compare FILE.json|NAME] [--disk DIR] [--step CONFIG]",
      "what this machine can do and what will hurt; its rates as a file for device=sim:FILE.json", doctor_command},
     {"data", "IN... --out FILE.tokens | --show FILE.tokens", "make or look at a token file", data_command},

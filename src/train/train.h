@@ -17,5 +17,7 @@ typedef struct {
     Sampling sampling;
 } GenerateOptions;
 int generate_command(Session *s, PriceFunction price, const GenerateOptions *options);
+/* `mop report RUN [--json]`: what metrics.jsonl says of a run, also while it trains. */
+int report_command(int argc, char **argv);
 
 #endif
