@@ -61,7 +61,7 @@ static Traced trace_make(const char *steps, int64_t room) {
     assert_true(fd >= 0);
     close(fd);
     Error e = {0};
-    if (!trace_open(&t.trace, &(TraceOptions){t.path, steps}, -1, room, &e)) fail_msg("%s", e.text);
+    if (!trace_open(&t.trace, &(TraceOptions){t.path, steps}, room, &e)) fail_msg("%s", e.text);
     return t;
 }
 
@@ -504,21 +504,21 @@ static void wrong_options_and_files_are_said_in_words(void **state) {
     Trace *t;
     for (size_t i = 0; i < COUNT(wrong); i++) {
         Error e = {0};
-        assert_false(trace_open(&t, &(TraceOptions){"/tmp/x.json", wrong[i]}, -1, 1, &e));
+        assert_false(trace_open(&t, &(TraceOptions){"/tmp/x.json", wrong[i]}, 1, &e));
         assert_int_equal(e.code, EXIT_USAGE);
         assert_non_null(strstr(e.text, "FIRST:LAST"));
         assert_null(t);
     }
     Error e = {0};
-    assert_false(trace_open(&t, &(TraceOptions){NULL, "1:2"}, -1, 1, &e));
+    assert_false(trace_open(&t, &(TraceOptions){NULL, "1:2"}, 1, &e));
     assert_int_equal(e.code, EXIT_USAGE);
     e = (Error){0};
-    assert_true(trace_open(&t, &(TraceOptions){0}, -1, 1, &e));
+    assert_true(trace_open(&t, &(TraceOptions){0}, 1, &e));
     assert_null(t);
     assert_true(trace_close(t, true, &e));
 
     Traced nowhere = {0};
-    assert_true(trace_open(&nowhere.trace, &(TraceOptions){"/tmp/no/such/folder/out.json", NULL}, -1, 1, &e));
+    assert_true(trace_open(&nowhere.trace, &(TraceOptions){"/tmp/no/such/folder/out.json", NULL}, 1, &e));
     Ranks *r = open_row(&rows[3], NULL, NULL);
     nowhere.count = 1;
     assert_false(ranks_try(r, take_traced_steps, &nowhere));
@@ -606,7 +606,6 @@ static void steps_tell_all_that_their_streams_counted_and_nothing_else(void **st
         Ranks *r = open_row(&rows[i], documents, NULL);
         ranks_run(r, take_told_steps, &t);
         ranks_close(r);
-        double compute = 0, exposed = 0;
         for (int j = 0; j < TIME_KINDS; j++)
             for (int k = 0; k < COMPONENT_COUNT; k++) {
                 double mean = 0, told = t.told.by[j][k];
@@ -614,11 +613,7 @@ static void steps_tell_all_that_their_streams_counted_and_nothing_else(void **st
                 if (fabs(mean - told) > 1e-9)
                     fail_msg("row %zu, %s of %s: told %.9f s, counted %.9f s", i, time_name((TimeKind)j),
                              component_name((Component)k), told, mean);
-                if (j == TIME_COMPUTE) compute += told;
-                if (j == TIME_EXPOSED) exposed += told;
             }
-        assert_true(compute > 0);
-        assert_true(exposed > 0);
         assert_true(t.told.by[TIME_COMPUTE][COMPONENT_EXPERTS] > 0);
         assert_true(t.told.by[TIME_COMPUTE][COMPONENT_OPTIMIZER] > 0);
         assert_true(t.told.by[TIME_NETWORK][COMPONENT_VOCABULARY] > 0);

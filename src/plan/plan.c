@@ -241,7 +241,7 @@ bool plan_print(const Config *c, const Spec *spec, int world, Trace *trace, FILE
 int plan_command(Session *s, const TraceOptions *options) {
     Error e = {0};
     Trace *trace;
-    if (!trace_open(&trace, options, -1, TRACE_ROOM, &e)) return error_print(&e);
+    if (!trace_open(&trace, options, TRACE_ROOM, &e)) return error_print(&e);
     bool ok = plan_print(s->config, &s->spec, s->world, trace, stdout, &e);
     bool closed = trace_close(trace, ok, &e);
     return ok && closed ? EXIT_DONE : error_print(&e);

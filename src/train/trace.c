@@ -48,19 +48,19 @@ static bool read_steps(Trace *t, const char *steps, Error *e) {
 }
 
 /* out.json of rank 3 is out.rank3.json. */
-static bool set_path(Trace *t, const char *path, int rank, Error *e) {
+static bool set_path(Trace *t, const char *path, Error *e) {
     size_t length = strlen(path), stem = length;
     if (length + 32 > sizeof t->path)
         return fail(e, EXIT_USAGE, "--trace names a path of %zu bytes; give a shorter one", length);
     if (length > 5 && strcmp(path + length - 5, ".json") == 0) stem -= 5;
-    if (rank < 0)
+    if (wire_mpi_world() == 0)
         strcpy(t->path, path);
     else
-        snprintf(t->path, sizeof t->path, "%.*s.rank%d%s", (int)stem, path, rank, path + stem);
+        snprintf(t->path, sizeof t->path, "%.*s.rank%d%s", (int)stem, path, wire_mpi_rank(), path + stem);
     return true;
 }
 
-bool trace_open(Trace **out, const TraceOptions *o, int rank, int64_t room, Error *e) {
+bool trace_open(Trace **out, const TraceOptions *o, int64_t room, Error *e) {
     *out = NULL;
     if (!o->path)
         return !o->steps ||
@@ -71,7 +71,7 @@ bool trace_open(Trace **out, const TraceOptions *o, int rank, int64_t room, Erro
     t->last = INT64_MAX;
     t->room = room;
     pthread_mutex_init(&t->lock, NULL);
-    if (set_path(t, o->path, rank, e) && (!o->steps || read_steps(t, o->steps, e))) {
+    if (set_path(t, o->path, e) && (!o->steps || read_steps(t, o->steps, e))) {
         *out = t;
         return true;
     }

@@ -20,9 +20,9 @@ typedef struct {
 typedef struct Trace Trace;
 typedef struct TraceRank TraceRank;
 
-/* What a process needs, and no file yet. *out NULL when none is asked for. False: EXIT_USAGE. `rank` -1: the path is taken as it is; else
- * of the one rank of this process, whose name goes into it: out.json becomes out.rank3.json. */
-bool trace_open(Trace **out, const TraceOptions *o, int rank, int64_t room, Error *e);
+/* What a process needs, and no file yet. *out NULL when none is asked for. False: EXIT_USAGE. Under mpirun each process has a file of its
+ * own: out.json becomes out.rank3.json. */
+bool trace_open(Trace **out, const TraceOptions *o, int64_t room, Error *e);
 /* After the runs of all who joined are closed. `done`: nothing went wrong, so that a file without a step is worth a word. False (EXIT_IO)
  * when the end could not be written. NULL is no trace. */
 bool trace_close(Trace *t, bool done, Error *e);

@@ -203,8 +203,8 @@ int train_command(Session *s, const char *run, const TraceOptions *trace, PriceF
         return session_error(&e);
     }
     Training training = {.run = run, .lock = -1};
-    int code, own_file = wire_mpi_world() > 0 ? wire_mpi_rank() : -1;
-    if (!trace_open(&training.trace, trace, own_file, TRACE_ROOM, &e)) return session_error(&e);
+    int code;
+    if (!trace_open(&training.trace, trace, TRACE_ROOM, &e)) return session_error(&e);
     if (!session_data(s, &e) || (session_leads(s) && !journal_claim(run, s->config, &training.lock, &e))) {
         code = session_error(&e);
     } else {
