@@ -10,10 +10,15 @@
 #include <string.h>
 
 enum { ROWS_KEPT = 4096, LINE_BYTES = 1 << 16 };
+static const double LARGEST = 1e15; /* of any number in a line, so that sums are finite */
 
+enum { TOTAL = COMPONENT_COUNT, COLUMNS };
+
+/* A step. Of each kind of time the components, and their total. */
 typedef struct {
     double seconds, rate;
-    Times times;
+    double host; /* neither computed nor exposed */
+    double by[TIME_KINDS][COLUMNS];
 } Row;
 
 typedef struct {
@@ -28,26 +33,32 @@ typedef struct {
 
 /* ---- Reading ---------------------------------------------------------------------------------- */
 
-/* A number that must be there; NAN when it is null, which only `may_be_null` allows. */
-static bool read_number(const json_t *o, const char *key, bool may_be_null, double *out, const char *where, Error *e) {
-    if (!json_double(o, key, NAN, out, where, e)) return false;
-    if (!isnan(*out) || (may_be_null && json_object_get(o, key))) return true;
+static bool missing(const char *key, const char *where, Error *e) {
     return fail(e, EXIT_DATA,
                 "there is no \"%s\"; %s; give a run of this version of mop, or take the line out if it is damaged", key,
                 where);
 }
 
-static bool read_times(const json_t *o, Times *t, const char *where, Error *e) {
+/* NAN when it is null, which only `may_be_null` allows. */
+static bool read_number(const json_t *o, const char *key, bool may_be_null, double *out, const char *where, Error *e) {
+    if (!json_double(o, key, NAN, out, where, e)) return false;
+    if (isnan(*out)) return (may_be_null && json_object_get(o, key)) || missing(key, where, e);
+    return fabs(*out) < LARGEST ||
+           fail(e, EXIT_DATA, "\"%s\" is %g, which no run writes; %s; correct the file", key, *out, where);
+}
+
+static bool read_times(const json_t *o, Row *row, const char *where, Error *e) {
     for (int i = 0; i < TIME_KINDS; i++) {
-        const json_t *one = json_object_get(o, time_name((TimeKind)i));
-        if (!one)
-            return fail(e, EXIT_DATA,
-                        "there is no \"%s\"; %s; give a run of this version of mop, or take the line out if it is "
-                        "damaged",
-                        time_name((TimeKind)i), where);
-        for (int k = 0; k < COMPONENT_COUNT; k++)
-            if (!read_number(one, component_name((Component)k), false, &t->by[i][k], where, e)) return false;
+        const char *key = time_name((TimeKind)i);
+        const json_t *one = json_object_get(o, key);
+        if (!one) return missing(key, where, e);
+        row->by[i][TOTAL] = 0;
+        for (int k = 0; k < COMPONENT_COUNT; k++) {
+            if (!read_number(one, component_name((Component)k), false, &row->by[i][k], where, e)) return false;
+            row->by[i][TOTAL] += row->by[i][k];
+        }
     }
+    row->host = fmax(0, row->seconds - row->by[TIME_COMPUTE][TOTAL] - row->by[TIME_EXPOSED][TOTAL]);
     return true;
 }
 
@@ -74,7 +85,7 @@ static bool read_line(Summary *s, const char *line, Error *e) {
               read_number(o, "loss", true, &loss, where, e) &&
               read_number(o, "seconds", false, &row.seconds, where, e) &&
               read_number(o, "tokens_per_s", false, &row.rate, where, e) &&
-              read_number(o, "memory_bytes", false, &memory, where, e) && read_times(o, &row.times, where, e);
+              read_number(o, "memory_bytes", false, &memory, where, e) && read_times(o, &row, where, e);
     json_decref(o);
     if (!ok) return false;
     s->last_loss = loss;
@@ -124,46 +135,21 @@ static bool read_metrics(Summary *s, const char *run, Error *e) {
 
 /* ---- Medians ---------------------------------------------------------------------------------- */
 
-/* What a median may be taken of; components are 0, 1, ..., or ALL. */
-enum { ALL = -1 };
-typedef double (*Value)(const Row *r, int kind, int component);
-
-static double value_seconds(const Row *r, int kind, int component) {
-    (void)kind;
-    (void)component;
-    return r->seconds;
-}
-
-static double value_rate(const Row *r, int kind, int component) {
-    (void)kind;
-    (void)component;
-    return r->rate;
-}
-
-static double value_time(const Row *r, int kind, int component) {
-    if (component != ALL) return r->times.by[kind][component];
-    double sum = 0;
-    for (int k = 0; k < COMPONENT_COUNT; k++) sum += r->times.by[kind][k];
-    return sum;
-}
-
-/* Neither computed nor waited for the network: the host's. */
-static double value_host(const Row *r, int kind, int component) {
-    (void)kind;
-    (void)component;
-    return fmax(0, r->seconds - value_time(r, TIME_COMPUTE, ALL) - value_time(r, TIME_EXPOSED, ALL));
-}
-
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
-static double median(const Summary *s, Value value, int kind, int component) {
+/* Of one number of the rows: offsetof(Row, seconds). */
+static double median(const Summary *s, size_t field) {
     double sorted[ROWS_KEPT];
-    for (int64_t i = 0; i < s->rows; i++) sorted[i] = value(&s->row[i], kind, component);
+    for (int64_t i = 0; i < s->rows; i++) sorted[i] = *(const double *)((const char *)&s->row[i] + field);
     qsort(sorted, (size_t)s->rows, sizeof *sorted, ascending);
     return (sorted[(s->rows - 1) / 2] + sorted[s->rows / 2]) / 2;
+}
+
+static double median_time(const Summary *s, int kind, int column) {
+    return median(s, offsetof(Row, by) + (size_t)(kind * COLUMNS + column) * sizeof(double));
 }
 
 static double mean_seconds(const Summary *s) {
@@ -171,7 +157,7 @@ static double mean_seconds(const Summary *s) {
 }
 
 static double share(const Summary *s, double seconds) {
-    double step = median(s, value_seconds, 0, 0);
+    double step = median(s, offsetof(Row, seconds));
     return step > 0 ? seconds / step : 0;
 }
 
@@ -184,21 +170,21 @@ static void print_loss(double loss) {
         printf("%.4f", loss);
 }
 
-static void print_component(const Summary *s, const char *name, int component) {
-    double compute = median(s, value_time, TIME_COMPUTE, component),
-           network = median(s, value_time, TIME_NETWORK, component),
-           exposed = median(s, value_time, TIME_EXPOSED, component);
-    if (component != ALL && compute + network + exposed == 0) return;
-    printf("%-12s %11.6f %11.6f %11.6f %8.1f %%\n", name, compute, network, exposed, 100 * share(s, exposed));
+static void print_column(const Summary *s, int column) {
+    double compute = median_time(s, TIME_COMPUTE, column), network = median_time(s, TIME_NETWORK, column),
+           exposed = median_time(s, TIME_EXPOSED, column);
+    if (column != TOTAL && compute + network + exposed == 0) return;
+    printf("%-12s %11.6f %11.6f %11.6f %8.1f %%\n", column == TOTAL ? "total" : component_name((Component)column),
+           compute, network, exposed, 100 * share(s, exposed));
 }
 
 static void print_text(const Summary *s, const char *run) {
-    double host = median(s, value_host, 0, 0);
+    double host = median(s, offsetof(Row, host));
     printf("run     %s\n", run);
     printf("steps   %lld, %lld to %lld%s\n", (long long)s->lines, (long long)s->first_step, (long long)s->last_step,
            s->lines > 1 ? "; the first is left out of all times" : "");
-    printf("step    %.6f s, mean %.6f\n", median(s, value_seconds, 0, 0), mean_seconds(s));
-    printf("tokens  %.1f a second\n", median(s, value_rate, 0, 0));
+    printf("step    %.6f s, mean %.6f\n", median(s, offsetof(Row, seconds)), mean_seconds(s));
+    printf("tokens  %.1f a second\n", median(s, offsetof(Row, rate)));
     printf("loss    ");
     print_loss(s->first_loss);
     printf(" -> ");
@@ -210,18 +196,17 @@ static void print_text(const Summary *s, const char *run) {
         printf("every %lldth step\n", (long long)s->stride);
     else
         printf("steps\n");
-    for (int k = 0; k < COMPONENT_COUNT; k++) print_component(s, component_name((Component)k), k);
-    print_component(s, "total", ALL);
+    for (int k = 0; k < COLUMNS; k++) print_column(s, k);
     printf("%-12s %11.6f %35.1f %%   neither computed nor exposed\n", "host", host, 100 * share(s, host));
 }
 
 /* ---- For scripts ------------------------------------------------------------------------------- */
 
-static json_t *component_json(const Summary *s, int component) {
+static json_t *column_json(const Summary *s, int column) {
     json_t *o = json_object();
     for (int i = 0; i < TIME_KINDS; i++)
-        json_object_set_new(o, time_name((TimeKind)i), json_real(median(s, value_time, i, component)));
-    json_object_set_new(o, "exposed_share", json_real(share(s, median(s, value_time, TIME_EXPOSED, component))));
+        json_object_set_new(o, time_name((TimeKind)i), json_real(median_time(s, i, column)));
+    json_object_set_new(o, "exposed_share", json_real(share(s, median_time(s, TIME_EXPOSED, column))));
     return o;
 }
 
@@ -238,14 +223,14 @@ static json_t *name_json(const char *path) {
 static void print_json(const Summary *s, const char *run) {
     json_t *components = json_object();
     for (int k = 0; k < COMPONENT_COUNT; k++)
-        json_object_set_new(components, component_name((Component)k), component_json(s, k));
+        json_object_set_new(components, component_name((Component)k), column_json(s, k));
     json_t *o =
         json_pack("{s:o, s:I, s:I, s:I, s:f, s:f, s:f, s:o, s:o, s:I, s:o, s:o, s:f}", "run", name_json(run), "steps",
                   (json_int_t)s->lines, "first_step", (json_int_t)s->first_step, "last_step", (json_int_t)s->last_step,
-                  "seconds_median", median(s, value_seconds, 0, 0), "seconds_mean", mean_seconds(s), "tokens_per_s",
-                  median(s, value_rate, 0, 0), "loss_first", loss_json(s->first_loss), "loss_last",
+                  "seconds_median", median(s, offsetof(Row, seconds)), "seconds_mean", mean_seconds(s), "tokens_per_s",
+                  median(s, offsetof(Row, rate)), "loss_first", loss_json(s->first_loss), "loss_last",
                   loss_json(s->last_loss), "memory_bytes", (json_int_t)s->memory, "components", components, "total",
-                  component_json(s, ALL), "host_s", median(s, value_host, 0, 0));
+                  column_json(s, TOTAL), "host_s", median(s, offsetof(Row, host)));
     MUST(o);
     json_dumpf(o, stdout, JSON_REAL_PRECISION(12));
     printf("\n");

@@ -102,6 +102,8 @@ damage 7 's/"network_s"/"network"/'
 refuses 3 "there is no \"network_s\".*metrics.jsonl, line 7" report "$here/empty"
 damage 2 's/"seconds": [0-9.]*/"seconds": "long"/'
 refuses 3 "\"seconds\" is .*a number is expected.*metrics.jsonl, line 2" report "$here/empty"
+damage 4 's/"memory_bytes": [0-9]*/"memory_bytes": 1e300/'
+refuses 3 "\"memory_bytes\" is 1e\+300, which no run writes.*metrics.jsonl, line 4" report "$here/empty"
 damage 3 "s/.*/$(head -c 70000 /dev/zero | tr '\0' 9)/"
 refuses 3 "no object of metrics.*metrics.jsonl, line 3" report "$here/empty"
 
