@@ -18,6 +18,7 @@ typedef struct {
     int n_sets;
     GenerateOptions generate;
     VerifyOptions verify;
+    TraceOptions trace;
 } Arguments;
 
 typedef enum { FLAG_SET, FLAG_TEXT, FLAG_INTEGER, FLAG_NUMBER } FlagKind;
@@ -30,6 +31,8 @@ static const struct Flag {
 } flags[] = {
     {"--set", "train evaluate generate plan show verify-layouts", FLAG_SET, 0, 0, 0},
     {"--run", "train", FLAG_TEXT, offsetof(Arguments, run), 0, 0},
+    {"--trace", "train plan", FLAG_TEXT, offsetof(Arguments, trace.path), 0, 0},
+    {"--trace-steps", "train", FLAG_TEXT, offsetof(Arguments, trace.steps), 0, 0},
     {"--prompt", "generate", FLAG_TEXT, offsetof(Arguments, generate.prompt), 0, 0},
     {"--tokens", "generate", FLAG_INTEGER, offsetof(Arguments, generate.tokens), 1, 1e6},
     {"--temperature", "generate", FLAG_NUMBER, offsetof(Arguments, generate.sampling.temperature), 0, 100},
@@ -123,13 +126,13 @@ static int run_session(const char *command, const Arguments *a, Config *c) {
     if (!session_open(&s, c, &e))
         code = session_error(&e);
     else if (strcmp(command, "train") == 0)
-        code = train_command(&s, run, plan_price);
+        code = train_command(&s, run, &a->trace, plan_price);
     else if (strcmp(command, "evaluate") == 0)
         code = evaluate_command(&s, plan_price);
     else if (strcmp(command, "generate") == 0)
         code = generate_command(&s, plan_price, &a->generate);
     else
-        code = plan_command(&s);
+        code = plan_command(&s, &a->trace);
     session_close(&s);
     return code;
 }
@@ -188,20 +191,26 @@ static const struct {
     const char *name, *usage, *help;
     int (*run)(int argc, char **argv);
 } commands[] = {
-    {"train", "CONFIG [--set KEY=VALUE]... [--run DIR]", "train; the same command again resumes", session_command},
+    {"train", "CONFIG [--set KEY=VALUE]... [--run DIR] [--trace FILE.json] [--trace-steps FIRST:LAST]",
+     "train; the same command again resumes. --trace: a timeline of all steps or of those, for ui.perfetto.dev;\n"
+     "      under mpirun a file for each rank, FILE.rank3.json",
+     session_command},
     {"evaluate", "CONFIG --set model.path=RUN|CHECKPOINT [--set data.path=FILE]",
      "loss of a checkpoint on a text, one JSON line", session_command},
     {"generate",
      "CONFIG --set model.path=RUN|CHECKPOINT --prompt TEXT [--tokens 200] [--temperature 0.8] [--top-p 0.95] [--seed "
      "1]",
      "continue a text; temperature 0: always the likeliest token", session_command},
-    {"plan", "CONFIG [--set KEY=VALUE]...", "what a run will need: memory, FLOPs, bytes; nothing is loaded",
+    {"plan", "CONFIG [--set KEY=VALUE]... [--trace FILE.json]",
+     "what a run will need: memory, FLOPs, bytes; nothing is loaded. --trace: the timeline that is predicted",
      session_command},
     {"verify-layouts", "CONFIG [--set KEY=VALUE]... [--ranks N] [--steps 3] [--layouts 24] [--type fp64|fp32]",
      "proof that layouts of so many ranks (the config's, or 4), 24 of them mixed, train as one rank does: within "
      "1e-12;\n"
      "      in fp32 within 1e-5, where a near-tie of the router may choose another expert and is no fault",
      session_command},
+    {"report", "RUN [--json]", "where the time of a run goes: what its metrics say, also while it trains",
+     report_command},
     {"doctor", "[--out FILE.json] [--compare FILE.json|NAME] [--disk DIR] [--step CONFIG]",
      "what this machine can do and what will hurt; its rates as a file for device=sim:FILE.json", doctor_command},
     {"data", "IN... --out FILE.tokens | --show FILE.tokens", "make or look at a token file", data_command},

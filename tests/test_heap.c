@@ -2,6 +2,7 @@
  * linker sends this program's calls of the heap and of mmap here (tests/CMakeLists.txt), where they are counted
  * while any rank is inside a step, on whatever thread. */
 #include "ranks.h"
+#include "train/trace.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -62,16 +63,25 @@ static bool meet(Run *r, Error *e) {
     return host_gather(&r->comm, all, &mine, 1, e);
 }
 
+/* A step, and what is written of it: other ranks may be inside theirs. */
+static bool step_traced(Run *r, TraceRank *trace, int64_t step, Error *e) {
+    StepResult out;
+    trace_begin(trace, step + 1);
+    bool ok = train_step(r, step, false, &out, e);
+    trace_end(trace);
+    return ok && trace_write(trace, 0, e);
+}
+
 /* Steps 0 and 1 may do things once; 2, 3 and 4 are counted. */
 static bool train_counted(Run *r, void *context, Error *e) {
-    (void)context;
-    StepResult out;
+    TraceRank *trace;
+    if (!trace_join(context, r, &trace, e)) return false;
     for (int64_t step = 0; step < 2; step++)
-        if (!train_step(r, step, false, &out, e)) return false;
+        if (!step_traced(r, trace, step, e)) return false;
     if (!meet(r, e)) return false;
     atomic_store(&counting, true);
     for (int64_t step = 2; step < 5; step++)
-        if (!train_step(r, step, false, &out, e)) return false;
+        if (!step_traced(r, trace, step, e)) return false;
     if (!meet(r, e)) return false;
     atomic_store(&counting, false);
     return true;
@@ -108,10 +118,15 @@ static void no_step_allocates_on_any_thread_of_any_rank(void **state) {
                             .sets = {"train.sequence_length=32", "train.sequences=5"}};
         for (int n = 2, j = 0; j < 5 && rows[i].sets[j]; j++) setup.sets[n++] = rows[i].sets[j];
         Ranks *r = ranks_open(setup);
+        Trace *trace;
+        Error e = {0};
+        const TraceOptions options = {.path = i % 2 ? "/dev/null" : NULL};
+        assert_true(trace_open(&trace, &options, TRACE_ROOM, &e));
         atomic_store(&calls, 0);
-        ranks_run(r, train_counted, NULL);
+        ranks_run(r, train_counted, trace);
         if (atomic_load(&calls) > 0) fail_msg("row %zu: %d allocations in three steps", i, atomic_load(&calls));
         ranks_close(r);
+        assert_true(trace_close(trace, true, &e));
     }
     free(documents);
 }

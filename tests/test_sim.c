@@ -310,7 +310,7 @@ static char *printed_plan(const char *path, const char *set, int world) {
     if (!spec_read(&spec, c.model_config, &e)) fail_msg("%s", e.text);
     FILE *f = open_memstream(&text, &bytes);
     assert_non_null(f);
-    if (!plan_print(&c, &spec, world, f, &e)) fail_msg("%s", e.text);
+    if (!plan_print(&c, &spec, world, NULL, f, &e)) fail_msg("%s", e.text);
     fclose(f);
     spec_close(&spec);
     config_close(&c);

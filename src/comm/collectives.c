@@ -64,15 +64,15 @@ struct CollectiveArgs {
 _Static_assert(sizeof(CollectiveArgs) <= LAUNCH_BYTES, "arguments travel by value through the queue of a stream");
 _Static_assert((int)COLLECTIVE_COUNT <= (int)MAX_COLLECTIVES, "the meter has a row for every collective");
 
-/* Sim: the members' clocks meet, and the larger of both directions takes its time. */
-static void predict(Group *g, Stream *s, TrafficCount *t, int64_t bytes) {
-    if (g->axis.size == 1) return;
+/* Sim: the members' clocks meet, and the larger of both directions takes its time. Returns it. */
+static double predict(Group *g, Stream *s, int64_t bytes) {
+    if (g->axis.size == 1) return 0;
     double start = g->wire->meet(g->wire, &g->axis, s->clock);
     int last = g->axis.first + (g->axis.size - 1) * g->axis.stride;
     const Link *link = machine_link(&g->device->machine, g->device->threads, g->axis.first, last);
     double seconds = link->latency_s + (double)bytes / link->bytes_per_s;
     s->clock = start + seconds;
-    t->seconds += seconds;
+    return seconds;
 }
 
 static void run_collective(Stream *s, const void *args) {
@@ -92,20 +92,26 @@ static void issue(Stream *s, Collective c, int64_t sent, int64_t received, Colle
     t->received += received;
     calls_queue(g->wire->calls,
                 (Call){.axis = g->axis, .collective = c, .bytes = sent, .step = d->step, .layer = d->layer});
+    Label l = stream_label(s, WORK_COLLECTIVE, (int)c);
+    l.group = (int)g->axis.name;
+    l.sent = sent;
+    l.received = received;
     if (!d->sim) {
+        s->charged = l;
         stream_launch(s, run_collective, &a, sizeof a);
         return;
     }
+    double start = s->clock;
     calls_begin(g->wire->calls);
-    predict(g, s, t, max64(sent, received));
+    t->seconds += predict(g, s, max64(sent, received));
     calls_end(g->wire->calls);
+    stream_spend(s, &l, start, s->clock);
 }
 
-/* Sums that are made on the way, by the collective itself: the launch that follows is a whole exchange, so its time is not theirs. */
+/* Sums that are made on the way, by the collective itself, whose launch follows: on sim they take their time before it. */
 static void charge_adding(Stream *s, int op, int64_t additions, int64_t elements, Type type) {
     (void)charge(
         s, (Cost){.op = op, .flops = type == INT64 ? 0 : additions, .bytes = elements * (int64_t)type_bytes(type)});
-    s->charged = -1;
 }
 
 /* The sum of a reduction: a row of `count` elements from every rank. */

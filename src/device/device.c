@@ -13,6 +13,12 @@ const char *component_name(Component c) {
     return names[c];
 }
 
+const char *stream_name(StreamKind k) {
+    static const char *const names[STREAM_COUNT] = {"compute", "network", "up", "down"};
+    MUST(k >= 0 && k < STREAM_COUNT);
+    return names[k];
+}
+
 static bool open_kind(Device *d, const char *name, Error *e) {
     bool late = strcmp(name, "cpu:late") == 0;
     if (strncmp(name, "sim:", 4) == 0) {
@@ -36,7 +42,7 @@ Device *device_open(const char *name, int threads, const struct Kernels *kernels
     d->component = COMPONENT_OTHER;
     d->layer = -1;
     d->failure = failure_open();
-    for (int i = 0; i < STREAM_COUNT; i++) d->stream[i] = (Stream){.device = d, .kind = (StreamKind)i, .charged = -1};
+    for (int i = 0; i < STREAM_COUNT; i++) d->stream[i] = (Stream){.device = d, .kind = (StreamKind)i};
     if (!open_kind(d, name, e)) {
         device_close(d);
         return NULL;
@@ -84,14 +90,16 @@ bool charge(Stream *s, Cost c) {
     count->flops += c.flops;
     count->bytes += c.bytes;
     d->meter.flops[d->component] += c.flops;
+    Label l = stream_label(s, WORK_OP, c.op);
     if (!d->sim) {
-        s->charged = c.op;
+        s->charged = c.bytes > 0 ? l : (Label){0}; /* what touches no byte is not launched */
         return true;
     }
     double compute = (double)c.flops / d->flops_per_s[c.rate], memory = (double)c.bytes / d->bytes_per_s;
     double seconds = compute > memory ? compute : memory;
     count->seconds += seconds;
     s->clock += seconds;
+    if (c.bytes > 0) stream_spend(s, &l, s->clock - seconds, s->clock);
     return false;
 }
 

@@ -22,6 +22,7 @@ typedef struct Pool Pool;
 struct Kernels; /* ops/kernels.h: what runs for each op */
 
 typedef enum { STREAM_COMPUTE, STREAM_NETWORK, STREAM_UP, STREAM_DOWN, STREAM_COUNT } StreamKind;
+const char *stream_name(StreamKind k);
 typedef enum { TIER_DEVICE, TIER_HOST, TIER_COUNT } Tier;
 
 /* What a FLOP, a byte or a piece of memory is for. */
@@ -100,6 +101,47 @@ enum { LAUNCH_BYTES = 768 };
 typedef void (*LaunchFunction)(Stream *s, const void *args);
 void stream_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes);
 
+/* ---- Where the time goes ---------------------------------------------------------------------- */
+
+typedef enum { WORK_COPY, WORK_OP, WORK_COLLECTIVE, WORK_WAIT } WorkKind;
+
+/* What a piece of work is, and what for: written down when it is issued, since it may run later and on another thread. */
+typedef struct {
+    WorkKind kind;
+    int what;            /* the op; the collective; of a wait, the StreamKind that is waited for */
+    int group;           /* collectives: the axis */
+    Component component; /* Device.component and layer */
+    int64_t layer;
+    int64_t sent, received; /* collectives: bytes, to and from others */
+} Label;
+
+/* Seconds of seconds_now(); on sim of the stream's clock. */
+typedef struct {
+    Label label;
+    double start, end;
+} Timed;
+
+/* What one stream did, in the order in which it ran: never two at a time. What finds no room is counted. */
+typedef struct {
+    Timed *work; /* [room] */
+    int64_t room, count, lost;
+} Timeline;
+
+/* Seconds since the device was opened, by the component that the work or the wait was issued for. A collective lasts from its turn on the
+ * stream until its last byte, its wait for other ranks included. What need not be waited for costs nothing here. */
+typedef struct {
+    double work[COMPONENT_COUNT];
+    double wait[STREAM_COUNT][COMPONENT_COUNT]; /* for this other stream */
+} StreamTime;
+
+/* For front doors and for what runs their work. */
+Label stream_label(const Stream *s, WorkKind kind, int what);
+void stream_spend(Stream *s, const Label *l, double start, double end);
+/* The host waits until nothing is issued that has not run: times and timelines of all streams may be read. */
+void device_settle(Device *d);
+
+/* ---- Failure ---------------------------------------------------------------------------------- */
+
 /* A collective or a peer failed: later work on every stream of the device is skipped, waits return, reads give zeros.
  * The first error is kept. device_failed returns it, or NULL. */
 void device_fail(Device *d, const Error *e);
@@ -132,7 +174,9 @@ struct Stream {
     StreamKind kind;
     struct StreamQueue *queue; /* NULL: runs in the caller's thread */
     double clock;              /* sim: seconds */
-    int charged;               /* the op charged last, for the profile of the launch that follows; -1: none */
+    Label charged;             /* what was charged last: of the launch that follows; a copy when nothing was */
+    StreamTime time;           /* written by whoever runs the stream's work; read it after device_settle */
+    Timeline *timeline;        /* NULL: nobody keeps them. Set after device_settle */
 };
 
 struct Device {

@@ -13,7 +13,7 @@ enum { QUEUE_LENGTH = 256 };
 typedef struct {
     LaunchFunction fn; /* NULL: wait for `event` */
     Event event;
-    int op;
+    Label label;
     _Alignas(16) char args[LAUNCH_BYTES];
 } Work;
 
@@ -59,17 +59,49 @@ const Error *device_failed(Device *d) {
     return atomic_load(&d->failure->failed) ? &d->failure->error : NULL;
 }
 
+/* ---- Where the time goes ---------------------------------------------------------------------- */
+
+Label stream_label(const Stream *s, WorkKind kind, int what) {
+    const Device *d = s->device;
+    return (Label){.kind = kind, .what = what, .component = d->component, .layer = d->layer};
+}
+
+void stream_spend(Stream *s, const Label *l, double start, double end) {
+    double *sum = l->kind == WORK_WAIT ? s->time.wait[l->what] : s->time.work;
+    sum[l->component] += end - start;
+    Timeline *k = s->timeline;
+    if (!k) return;
+    if (k->count < k->room)
+        k->work[k->count++] = (Timed){.label = *l, .start = start, .end = end};
+    else
+        k->lost++;
+}
+
 /* ---- Running ---------------------------------------------------------------------------------- */
 
-static void run(Stream *s, LaunchFunction fn, const void *args, int op) {
+static void run(Stream *s, LaunchFunction fn, const void *args, const Label *l) {
     if (atomic_load_explicit(&s->device->failure->failed, memory_order_acquire)) return;
-    if (!s->device->profile || op < 0) {
-        fn(s, args);
-        return;
-    }
     double start = seconds_now();
     fn(s, args);
-    s->device->meter.op[op].seconds += seconds_now() - start;
+    double end = seconds_now();
+    stream_spend(s, l, start, end);
+    if (s->device->profile && l->kind == WORK_OP) s->device->meter.op[l->what].seconds += end - start;
+}
+
+static bool has_run(Event e) {
+    struct StreamQueue *q = e.stream->queue;
+    pthread_mutex_lock(&q->lock);
+    bool done = q->done >= e.ticket;
+    pthread_mutex_unlock(&q->lock);
+    return done;
+}
+
+/* In the thread that runs s. */
+static void wait_in(Stream *s, Event e, const Label *l) {
+    if (has_run(e)) return;
+    double start = seconds_now();
+    event_wait(e);
+    stream_spend(s, l, start, seconds_now());
 }
 
 static void delay(struct StreamQueue *q) {
@@ -89,9 +121,9 @@ static void *work_through(void *context) {
         pthread_mutex_unlock(&q->lock);
         delay(q);
         if (w->fn)
-            run(q->stream, w->fn, w->args, w->op);
+            run(q->stream, w->fn, w->args, &w->label);
         else
-            event_wait(w->event);
+            wait_in(q->stream, w->event, &w->label);
         pthread_mutex_lock(&q->lock);
         q->done++;
         pthread_cond_broadcast(&q->moved);
@@ -100,13 +132,14 @@ static void *work_through(void *context) {
     return NULL;
 }
 
-static void enqueue(struct StreamQueue *q, LaunchFunction fn, const void *args, size_t bytes, Event event, int op) {
+static void enqueue(struct StreamQueue *q, LaunchFunction fn, const void *args, size_t bytes, Event event,
+                    const Label *label) {
     pthread_mutex_lock(&q->lock);
     while (q->issued - q->done == QUEUE_LENGTH) pthread_cond_wait(&q->moved, &q->lock);
     Work *w = &q->work[q->issued % QUEUE_LENGTH];
     w->fn = fn;
     w->event = event;
-    w->op = op;
+    w->label = *label;
     if (bytes) memcpy(w->args, args, bytes);
     q->issued++;
     pthread_cond_broadcast(&q->moved);
@@ -140,12 +173,12 @@ void queue_close(struct StreamQueue *q) {
 
 void stream_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes) {
     MUST(bytes <= LAUNCH_BYTES);
-    int op = s->charged;
-    s->charged = -1;
+    Label l = s->charged.kind == WORK_COPY ? stream_label(s, WORK_COPY, 0) : s->charged;
+    s->charged = (Label){0};
     if (s->queue)
-        enqueue(s->queue, fn, args, bytes, (Event){0}, op);
+        enqueue(s->queue, fn, args, bytes, (Event){0}, &l);
     else
-        run(s, fn, args, op);
+        run(s, fn, args, &l);
 }
 
 Event event_record(Stream *s) {
@@ -166,10 +199,19 @@ void event_wait(Event e) {
 }
 
 void stream_wait(Stream *s, Event e) {
-    if (e.clock > s->clock) s->clock = e.clock;
-    if (!e.stream || !e.stream->queue || e.stream == s) return;
+    if (!e.stream || e.stream == s) return;
+    Label l = stream_label(s, WORK_WAIT, (int)e.stream->kind);
+    if (e.clock > s->clock) {
+        stream_spend(s, &l, s->clock, e.clock);
+        s->clock = e.clock;
+    }
+    if (!e.stream->queue) return;
     if (s->queue)
-        enqueue(s->queue, NULL, NULL, 0, e, -1);
+        enqueue(s->queue, NULL, NULL, 0, e, &l);
     else
-        event_wait(e);
+        wait_in(s, e, &l);
+}
+
+void device_settle(Device *d) {
+    for (int i = 0; i < STREAM_COUNT; i++) event_wait(event_record(&d->stream[i]));
 }

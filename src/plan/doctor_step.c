@@ -81,8 +81,8 @@ static int run_and_print(Session *s, const char *config, const char *machine) {
     MUST(price);
     snprintf(device, sizeof device, "sim:%s", machine);
     sim.device = device;
-    int code = plan_time(&sim, &s->spec, s->world, price, &e) ? session_run(s, plan_price, take_steps, &taken)
-                                                              : session_error(&e);
+    int code = plan_time(&sim, &s->spec, s->world, NULL, price, &e) ? session_run(s, plan_price, take_steps, &taken)
+                                                                    : session_error(&e);
     if (code == EXIT_DONE) print_both(config, machine, &price[0], &taken);
     free(price);
     return code;

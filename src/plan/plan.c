@@ -2,6 +2,7 @@
 #include "plan/plan.h"
 #include "train/journal.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,15 +14,21 @@ typedef struct {
     Price *out;
     Error *errors;
     Run **runs;
+    Trace *trace; /* NULL: none */
+    TraceRank **traced;
 } Pricing;
 
-/* Arenas remember their peaks; the meter is of the second step, which applies the first one's update. */
-static bool price_steps(Run *r, Price *out, Error *e) {
+enum { PRICED_STEP = 2 };
+
+/* Arenas remember their peaks; the meter and the trace are of the second step, which applies the first one's update. */
+static bool price_steps(Run *r, TraceRank *traced, Price *out, Error *e) {
     StepResult result;
     if (!train_step(r, 0, false, &result, e)) return false;
     meter_clear(r->device);
     double before = r->model.compute->clock;
-    if (!train_step(r, 1, false, &result, e)) return false;
+    trace_begin(traced, PRICED_STEP);
+    if (!train_step(r, PRICED_STEP - 1, false, &result, e)) return false;
+    trace_end(traced);
     double seconds = r->model.compute->clock - before;
     Meter meter = r->device->meter;
     Evaluation evaluation;
@@ -40,7 +47,8 @@ static void price_rank(void *context, int rank) {
     Pricing *p = context;
     Error *e = &p->errors[rank];
     p->runs[rank] = run_open(p->config, p->spec, NULL, p->wires[rank], p->device, NULL, e);
-    bool ok = p->runs[rank] && price_steps(p->runs[rank], &p->out[rank], e);
+    bool ok = p->runs[rank] && trace_join(p->trace, p->runs[rank], &p->traced[rank], e) &&
+              price_steps(p->runs[rank], p->traced[rank], &p->out[rank], e);
     if (!ok) p->wires[rank]->poison(p->wires[rank], e);
 }
 
@@ -53,17 +61,30 @@ static const char *plan_machine(const Config *c) {
     return plan_device(c) + 4;
 }
 
-static bool price_with(const Config *c, const Spec *spec, int world, const char *routing, Price *out, Error *e) {
+/* Rank after rank, on one clock: that of the rank whose step began first. */
+static bool write_trace(const Pricing *p, int world, Error *e) {
+    double zero = trace_began(p->traced[0]);
+    for (int r = 1; r < world; r++) zero = fmin(zero, trace_began(p->traced[r]));
+    for (int r = 0; r < world; r++)
+        if (!trace_write(p->traced[r], zero, e)) return false;
+    return true;
+}
+
+static bool price_with(const Config *c, const Spec *spec, int world, const char *routing, Trace *trace, Price *out,
+                       Error *e) {
     Config sim = *c;
     sim.sim_routing = routing;
     sim.sim_record = "";
-    Pricing p = {.config = &sim, .spec = spec, .out = out, .device = plan_device(c)};
+    Pricing p = {.config = &sim, .spec = spec, .out = out, .device = plan_device(c), .trace = trace};
     p.wires = calloc((size_t)world, sizeof(Wire *));
     p.errors = calloc((size_t)world, sizeof *p.errors);
     p.runs = calloc((size_t)world, sizeof(Run *));
-    MUST(p.wires && p.errors && p.runs);
+    p.traced = calloc((size_t)world, sizeof *p.traced);
+    MUST(p.wires && p.errors && p.runs && p.traced);
     bool ok = wire_threads_open(p.wires, world, 300, false, e);
     if (ok) threads_run(world, price_rank, &p);
+    for (int r = 0; r < world; r++) ok = ok && p.errors[r].code == EXIT_DONE;
+    if (ok && trace) ok = write_trace(&p, world, e);
     for (int r = 0; r < world; r++) {
         run_close(p.runs[r]);
         if (p.wires[r]) p.wires[r]->close(p.wires[r]);
@@ -71,6 +92,7 @@ static bool price_with(const Config *c, const Spec *spec, int world, const char 
         if (e->code == EXIT_DONE || (e->code == EXIT_PEER && p.errors[r].code != EXIT_PEER)) *e = p.errors[r];
         ok = false;
     }
+    free(p.traced);
     free(p.runs);
     free(p.errors);
     free(p.wires);
@@ -78,11 +100,11 @@ static bool price_with(const Config *c, const Spec *spec, int world, const char 
 }
 
 bool plan_price(const Config *c, const Spec *spec, int world, Price *out, Error *e) {
-    return price_with(c, spec, world, "worst", out, e);
+    return price_with(c, spec, world, "worst", NULL, out, e);
 }
 
-bool plan_time(const Config *c, const Spec *spec, int world, Price *out, Error *e) {
-    return price_with(c, spec, world, "balanced", out, e);
+bool plan_time(const Config *c, const Spec *spec, int world, Trace *trace, Price *out, Error *e) {
+    return price_with(c, spec, world, "balanced", trace, out, e);
 }
 
 /* ---- The price list ---------------------------------------------------------------------------- */
@@ -193,10 +215,10 @@ static bool print_time(const Config *c, int world, double seconds, FILE *f, Erro
     return true;
 }
 
-bool plan_print(const Config *c, const Spec *spec, int world, FILE *f, Error *e) {
+bool plan_print(const Config *c, const Spec *spec, int world, Trace *trace, FILE *f, Error *e) {
     Price *worst = calloc((size_t)world, sizeof *worst), *usual = calloc((size_t)world, sizeof *usual);
     MUST(worst && usual);
-    bool ok = plan_price(c, spec, world, worst, e) && plan_time(c, spec, world, usual, e);
+    bool ok = plan_price(c, spec, world, worst, e) && plan_time(c, spec, world, trace, usual, e);
     if (ok) {
         int r = heaviest(worst, world);
         fprintf(f, "model     %s, %s parameters, %s active\n", spec->family->model_type,
@@ -216,7 +238,11 @@ bool plan_print(const Config *c, const Spec *spec, int world, FILE *f, Error *e)
     return ok;
 }
 
-int plan_command(Session *s) {
+int plan_command(Session *s, const TraceOptions *options) {
     Error e = {0};
-    return plan_print(s->config, &s->spec, s->world, stdout, &e) ? EXIT_DONE : error_print(&e);
+    Trace *trace;
+    if (!trace_open(&trace, options, TRACE_ROOM, &e)) return error_print(&e);
+    bool ok = plan_print(s->config, &s->spec, s->world, trace, stdout, &e);
+    bool closed = trace_close(trace, ok, &e);
+    return ok && closed ? EXIT_DONE : error_print(&e);
 }

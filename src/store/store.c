@@ -176,14 +176,51 @@ static bool is_head(const Store *s, int64_t part) {
     return part == s->layout->parts - 1;
 }
 
+/* ---- What the work is for ---------------------------------------------------------------------- */
+
+typedef struct {
+    Component component;
+    int64_t layer;
+} Purpose;
+
+/* What is issued from here on is for this segment of a part. Returns what the last was for. */
+static Purpose begin_segment(Store *s, int64_t part, int segment) {
+    Device *d = s->device;
+    Purpose before = {d->component, d->layer};
+    d->layer = s->layout->part[part].layer;
+    d->component = d->layer < 0                 ? COMPONENT_VOCABULARY
+                   : segment == SEGMENT_EXPERTS ? COMPONENT_EXPERTS
+                                                : COMPONENT_DENSE;
+    return before;
+}
+
+static void end_segment(Store *s, Purpose before) {
+    s->device->component = before.component;
+    s->device->layer = before.layer;
+}
+
+/* The compute stream waits for what the network does for a part: for the segment that travels last. */
+static void await(Store *s, int64_t part, Event e, bool given) {
+    int last = 0;
+    for (int i = 0; i < SEGMENT_COUNT; i++) {
+        const Segment *g = &s->layout->part[part].segment[i];
+        bool summed = given && s->comm->group[g->replicas].axis.size > 1;
+        if (g->whole > 0 && (g->moves || summed)) last = i;
+    }
+    Purpose before = begin_segment(s, part, last);
+    stream_wait(s->compute, e);
+    end_segment(s, before);
+}
+
 /* ---- Fetch and release ------------------------------------------------------------------------ */
 
 static void apply_due(Store *s, int64_t part) {
     Part *p = &s->part[part];
     if (!p->due) return;
-    Component before = device_component(s->device, COMPONENT_OPTIMIZER);
+    Purpose before = begin_segment(s, part, 0);
+    s->device->component = COMPONENT_OPTIMIZER;
     adamw(s->compute, p->weight, p->low, p->m, p->v, p->gradient, s->update);
-    device_component(s->device, before);
+    end_segment(s, before);
     p->due = false;
 }
 
@@ -208,7 +245,9 @@ static void start_moving(Store *s, int64_t part) {
     for (int i = 0; i < SEGMENT_COUNT; i++) {
         const Segment *g = &s->layout->part[part].segment[i];
         if (!segment_moves(g)) continue;
+        Purpose before = begin_segment(s, part, i);
         all_gather(&s->comm->group[g->shards], s->network, p->whole[i], shard_of(p->weight, g));
+        end_segment(s, before);
     }
     p->here = event_record(s->network);
 }
@@ -216,7 +255,7 @@ static void start_moving(Store *s, int64_t part) {
 static void fetch_into(Store *s, int64_t part, Weights *out) {
     Part *p = &s->part[part];
     start_moving(s, part);
-    stream_wait(s->compute, p->here);
+    await(s, part, p->here, false);
     view_part(s, part, p->whole, out);
 }
 
@@ -240,7 +279,11 @@ void store_release(Store *s, int64_t part) {
 
 static void lend(Store *s, int64_t part, Weights *out) {
     Part *p = &s->part[part];
-    for (int i = 0; i < SEGMENT_COUNT; i++) zero(s->compute, p->whole_gradient[i]);
+    for (int i = 0; i < SEGMENT_COUNT; i++) {
+        Purpose before = begin_segment(s, part, i);
+        zero(s->compute, p->whole_gradient[i]);
+        end_segment(s, before);
+    }
     view_part(s, part, p->whole_gradient, out);
 }
 
@@ -253,7 +296,7 @@ static bool same_slot(const Part *a, const Part *b) {
 /* The slots' last users may still be summing over the network. */
 static void await_slots(Store *s, int64_t part) {
     for (int64_t i = 0; i < s->layout->parts; i++)
-        if (same_slot(&s->part[i], &s->part[part])) stream_wait(s->compute, s->part[i].given);
+        if (same_slot(&s->part[i], &s->part[part])) await(s, i, s->part[i].given, true);
 }
 
 Weights store_gradients(Store *s, int64_t part) {
@@ -279,8 +322,10 @@ void store_give(Store *s, int64_t part) {
         const Segment *g = &s->layout->part[part].segment[i];
         if (g->entries == 0) continue;
         Tensor shard = shard_of(p->gradient, g);
+        Purpose before = begin_segment(s, part, i);
         if (g->moves) reduce_scatter(&s->comm->group[g->shards], s->network, shard, p->whole_gradient[i]);
         all_reduce(&s->comm->group[g->replicas], s->network, shard);
+        end_segment(s, before);
     }
     p->given = event_record(s->network);
 }
@@ -346,7 +391,7 @@ static bool find_bad(Store *s, GradientNorm *out, Error *e) {
 
 bool store_norm(Store *s, GradientNorm *out, Error *e) {
     *out = (GradientNorm){.finite = true};
-    stream_wait(s->compute, event_record(s->network)); /* all gradients are given */
+    await(s, 0, event_record(s->network), true); /* all gradients are given, the embedding's last */
     Component before = device_component(s->device, COMPONENT_OPTIMIZER);
     square_sums(s);
     sum_rows(s->compute, s->total, s->norms);

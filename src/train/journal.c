@@ -246,6 +246,15 @@ static void print_number(FILE *f, const char *key, double x) {
         fprintf(f, "\"%s\": null, ", key); /* JSON has no NaN */
 }
 
+static void print_times(FILE *f, const Times *t) {
+    for (int i = 0; i < TIME_KINDS; i++) {
+        fprintf(f, "\"%s\": {", time_name((TimeKind)i));
+        for (int k = 0; k < COMPONENT_COUNT; k++)
+            fprintf(f, "%s\"%s\": %.9f", k ? ", " : "", component_name((Component)k), t->by[i][k]);
+        fprintf(f, "}, ");
+    }
+}
+
 void journal_step(Journal *j, const StepResult *r, double seconds, size_t memory) {
     double rate = seconds > 0 ? (double)r->trained / seconds : 0;
     j->steps++;
@@ -256,10 +265,10 @@ void journal_step(Journal *j, const StepResult *r, double seconds, size_t memory
     if (j->router_z) print_number(j->metrics, "router_z_loss", r->router_z);
     print_number(j->metrics, "grad_norm", r->norm);
     print_number(j->metrics, "lr", r->learning_rate);
-    fprintf(j->metrics,
-            "\"tokens\": %lld, \"seconds\": %.6f, \"tokens_per_s\": %.1f, \"memory_bytes\": %zu, "
-            "\"expert_load_max_over_mean\": %.4f}\n",
-            (long long)r->trained, seconds, rate, memory, r->load);
+    fprintf(j->metrics, "\"tokens\": %lld, \"seconds\": %.6f, \"tokens_per_s\": %.1f, \"memory_bytes\": %zu, ",
+            (long long)r->trained, seconds, rate, memory);
+    print_times(j->metrics, &r->times);
+    fprintf(j->metrics, "\"expert_load_max_over_mean\": %.4f}\n", r->load);
     fflush(j->metrics);
     progress(j, r, rate);
 }

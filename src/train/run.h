@@ -29,7 +29,16 @@ typedef struct {
     Meter meter;    /* of one step */
 } Price;
 
-enum { STAT_LOSS, STAT_BALANCE, STAT_Z, STAT_STOP, STAT_LOAD, TRAINED = 0, REAL = 1 };
+/* Seconds by what they were for, as device.h's StreamTime has them; exposed: the compute stream waited for the network. What is neither
+ * computed nor exposed is the host's: it issues work, makes batches, writes. */
+typedef enum { TIME_COMPUTE, TIME_NETWORK, TIME_EXPOSED, TIME_KINDS } TimeKind;
+typedef struct {
+    double by[TIME_KINDS][COMPONENT_COUNT];
+} Times;
+enum { TIMES = TIME_KINDS * COMPONENT_COUNT };
+const char *time_name(TimeKind k); /* "compute_s", "network_s", "exposed_s" */
+
+enum { STAT_LOSS, STAT_BALANCE, STAT_Z, STAT_STOP, STAT_TIMES, STAT_LOAD = STAT_TIMES + TIMES, TRAINED = 0, REAL = 1 };
 
 typedef struct Run {
     const Config *config;
@@ -55,6 +64,7 @@ typedef struct Run {
     struct Answers *answers; /* sim's, or the recorder's */
     Event shared;            /* the routing statistics of whole sequences are there */
 
+    Times told, left;  /* times.c: of the device, when a step last told them; when it ended */
     int64_t updates;   /* AdamW's own count: steps with a finite gradient */
     int64_t bad_steps; /* consecutive */
 } Run;
@@ -112,6 +122,7 @@ typedef struct {
     double norm, learning_rate;
     double load;       /* rows of the busiest expert over the mean, all layers and ranks */
     bool finite, stop; /* stop: some rank was asked to stop */
+    Times times;       /* mean over ranks; 0 on sim, where a rank's own are in its device */
     GradientNorm gradient;
 } StepResult;
 
@@ -120,6 +131,15 @@ bool train_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e);
 bool train_loaded_step(Run *r, int64_t step, bool stop, StepResult *out,
                        Error *e);                       /* on the batch that is loaded already */
 double learning_rate_at(const Config *c, int64_t step); /* schedule.c */
+
+/* ---- Where the seconds of a step go (times.c) ---------------------------------------------------- */
+
+/* A rank tells its times of a step in the step's last collective. What comes behind (that collective, a blocking update) belongs to the
+ * next step, and what lies between steps (checkpoints, samples) to none. */
+void times_begin(Run *r);
+Times times_tell(Run *r);
+Times times_mean(const double *sums, int ranks); /* sums [TIMES] over so many ranks */
+void times_end(Run *r);
 
 /* ---- Forward only (evaluate.c) ---------------------------------------------------------------- */
 

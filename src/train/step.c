@@ -72,7 +72,7 @@ static void backward(Run *r) {
     store_give(r->store, 0);
 }
 
-/* Everybody's loss, auxiliary losses, wish to stop and expert loads, in one small collective. */
+/* Everybody's loss, auxiliary losses, wish to stop, times and expert loads, in one small collective. */
 static bool numbers(Run *r, bool stop, StepResult *out, Error *e) {
     Model *m = &r->model;
     int64_t experts = r->spec->experts, n = STAT_LOAD + experts;
@@ -83,6 +83,7 @@ static bool numbers(Run *r, bool stop, StepResult *out, Error *e) {
                          r->micro[i].rows);
     double asked = stop;
     device_write(m->compute, tensor_rows(r->stats, STAT_STOP, 1), &asked);
+    device_write(m->compute, tensor_rows(r->stats, STAT_TIMES, TIMES), &out->times);
     device_write(m->compute, tensor_rows(r->stats, STAT_LOAD, experts), m->load);
     stream_wait(m->network, event_record(m->compute));
     all_reduce(&r->comm.group[AXIS_WORLD], m->network, r->stats);
@@ -98,6 +99,7 @@ static bool numbers(Run *r, bool stop, StepResult *out, Error *e) {
     out->balance = s[STAT_BALANCE] / (double)r->config->train_sequences;
     out->router_z = real > 0 && r->spec->moe_layers ? s[STAT_Z] / (real * (double)r->spec->moe_layers) : 0;
     out->stop = s[STAT_STOP] > 0;
+    out->times = times_mean(s + STAT_TIMES, r->comm.mesh.world);
     double sum = 0, most = 0;
     for (int64_t x = 0; x < experts; x++) {
         sum += s[STAT_LOAD + x];
@@ -137,16 +139,20 @@ bool train_loaded_step(Run *r, int64_t step, bool stop, StepResult *out, Error *
     share_statistics(r);
     head(r, true);
     backward(r);
-    bool ok = store_norm(r->store, &out->gradient, e) && numbers(r, stop, out, e);
+    bool ok = store_norm(r->store, &out->gradient, e);
+    if (ok) out->times = times_tell(r);
+    ok = ok && numbers(r, stop, out, e);
     run_end_pass(r);
     if (!ok) return false;
     out->norm = out->gradient.norm;
     out->finite = out->gradient.finite && isfinite(out->loss);
     make_update_due(r, step, out);
+    times_end(r);
     return true;
 }
 
 bool train_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e) {
+    times_begin(r);
     run_load_batch(r, step);
     return train_loaded_step(r, step, stop, out, e);
 }

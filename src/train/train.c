@@ -41,7 +41,8 @@ static void watch_signals(void) {
 
 typedef struct {
     const char *run;
-    int lock; /* on the run directory; -1: none yet. Rank 0's */
+    Trace *trace; /* NULL: none */
+    int lock;     /* on the run directory; -1: none yet. Rank 0's */
 } Training;
 
 typedef struct {
@@ -49,6 +50,7 @@ typedef struct {
     Run *run;
     Checkpoints *checkpoints;
     Journal *journal; /* rank 0 */
+    TraceRank *trace; /* NULL: none */
     int64_t step;     /* at work, from 1; 0: none yet */
     TrainState state;
 } Trainer;
@@ -70,6 +72,7 @@ static bool start(Trainer *t, Training *training, Error *e) {
                    ? report.state
                    : (TrainState){.data_hash = tokens_info(s->tokens).hash, .config_hash = config_hash(s->config)};
     t->run->updates = t->state.updates;
+    if (!trace_join(training->trace, t->run, &t->trace, e)) return false;
     if (t->run->comm.mesh.rank != 0) return true;
     if (journal_prepare(run, s->config, &training->lock, e))
         t->journal = journal_open(run, s->config, t->state.step, e);
@@ -136,16 +139,20 @@ static bool bad_step(Trainer *t, const StepResult *result, Error *e) {
 static bool one_step(Trainer *t, bool *stop, Error *e) {
     const Config *c = t->session->config;
     StepResult result;
-    double begin = seconds_now();
     t->step = t->state.step + 1;
+    trace_begin(t->trace, t->step);
+    double begin = seconds_now();
     if (!train_step(t->run, t->state.step, signals_seen > 0, &result, e)) return false;
+    double seconds = seconds_now() - begin;
+    trace_end(t->trace);
     t->state.step++;
     t->state.sequences += c->train_sequences;
     t->state.tokens += result.trained;
     *stop = result.stop;
     MUST(run_within(t->run, &t->session->price[t->run->comm.mesh.rank])); /* also kept by every allocation */
-    if (t->journal) journal_step(t->journal, &result, seconds_now() - begin, run_memory(t->run));
+    if (t->journal) journal_step(t->journal, &result, seconds, run_memory(t->run));
     if (t->journal && !journal_flush(t->journal, e)) return false;
+    if (!trace_write(t->trace, 0, e)) return false;
     return result.finite || bad_step(t, &result, e);
 }
 
@@ -187,22 +194,23 @@ static bool train_rank(Session *s, Run *r, Error *e) {
     return ok;
 }
 
-int train_command(Session *s, const char *run, PriceFunction price) {
+int train_command(Session *s, const char *run, const TraceOptions *trace, PriceFunction price) {
     Error e = {0};
     if (s->config->device[0] == 's') {
         fail(&e, EXIT_USAGE, "device %s only meters; use `mop plan` for it, and device cpu to train",
              s->config->device);
         return session_error(&e);
     }
-    if (!session_data(s, &e)) return session_error(&e);
     Training training = {.run = run, .lock = -1};
     int code;
-    if (session_leads(s) && !journal_claim(run, s->config, &training.lock, &e)) {
+    if (!trace_open(&training.trace, trace, TRACE_ROOM, &e)) return session_error(&e);
+    if (!session_data(s, &e) || (session_leads(s) && !journal_claim(run, s->config, &training.lock, &e))) {
         code = session_error(&e);
     } else {
         watch_signals();
         code = session_run(s, price, train_rank, &training);
     }
     if (training.lock >= 0) close(training.lock);
+    if (!trace_close(training.trace, code == EXIT_DONE, &e) && code == EXIT_DONE) code = session_error(&e);
     return code;
 }

@@ -11,10 +11,13 @@ for file in config.json model.safetensors tokenizer.json manifest.json state.jso
 done
 
 number='-?[0-9][-+.e0-9]*'
+times='\{'
+for key in attention dense router experts vocabulary optimizer other; do times+="\"$key\": $number, "; done
+times=${times%, }'\}'
 line='\{'
-for key in step loss balance_loss grad_norm lr tokens seconds tokens_per_s memory_bytes expert_load_max_over_mean; do
-    line+="\"$key\": $number, "
-done
+for key in step loss balance_loss grad_norm lr tokens seconds tokens_per_s memory_bytes; do line+="\"$key\": $number, "; done
+for key in compute_s network_s exposed_s; do line+="\"$key\": $times, "; done
+line+="\"expert_load_max_over_mean\": $number, "
 line=${line%, }'\}'
 [[ $(grep -Ecx "$line" "$here/run/metrics.jsonl") == 12 ]] || wrong "metrics.jsonl has other lines than 12 of $line: $(head -n 1 "$here/run/metrics.jsonl")"
 [[ $(grep -Ecx '\{"event": "[a-z_]+", "step": [0-9]+, "time": [0-9]+, "text": ".*"\}' "$here/run/events.jsonl") == 1 ]] ||
