@@ -56,7 +56,7 @@ bool arena_open(Arena *a, Device *d, const char *name, Tier tier, size_t capacit
 /* What is still queued may touch this memory. */
 void arena_close(Arena *a) {
     if (!a->device) return;
-    for (int i = 0; i < STREAM_COUNT; i++) event_wait(event_record(&a->device->stream[i]));
+    device_settle(a->device);
     for (Arena **link = &a->device->arenas; *link; link = &(*link)->next) {
         if (*link != a) continue;
         *link = a->next;

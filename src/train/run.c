@@ -213,7 +213,7 @@ Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wir
 
 void run_close(Run *r) {
     if (!r) return;
-    for (int i = 0; r->device && i < STREAM_COUNT; i++) event_wait(event_record(&r->device->stream[i]));
+    if (r->device) device_settle(r->device);
     answers_close(r->answers);
     peers_close(r);
     store_close(r->store);
