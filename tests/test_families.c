@@ -198,10 +198,10 @@ static void copy_logits(Run *run, const Weights *head, const MicroBatch *b, int6
     double host[128];
     MUST(V <= (int64_t)COUNT(host));
     Mark mark = arena_mark(&run->work);
-    Tensor logits = arena_tensor(&run->work, run->model.sum, DIM(1, V));
+    Tensor logits = arena_tensor(&run->work, run->model.sum, DIM(V));
     Tensor values = tensor_at(host, run->model.sum, DIM(V));
     for (int64_t row = 0; row < b->tokens; row++) {
-        head_logits(&run->model, head, b, row, logits);
+        head_logits(&run->model, head, b, row, run->comm.mesh.rank, logits);
         device_read(run->model.compute, host, logits, READ_LOSS);
         int64_t at = ((sequence + row / S * run->comm.mesh.world) * S + row % S) * V;
         for (int64_t v = 0; v < V; v++) out[at + v] = tensor_get(values, v);
