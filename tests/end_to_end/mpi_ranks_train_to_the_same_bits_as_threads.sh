@@ -3,12 +3,13 @@
 . tests/end_to_end/common.bash
 needs_mpi
 
-for layout in "2 2 1" "4 2 4"; do
-    read -r ranks expert vocabulary <<<"$layout"
-    "${launch[@]}" $ranks "$MOP" train examples/tiny.yaml --run "$here/processes" --set mixture.expert=$expert --set mixture.vocabulary=$vocabulary >"$here/out"
+for layout in "2 expert=2" "4 expert=2 vocabulary=4" "4 ulysses=2 ring=2 expert=2 expert_shard=2 dispatch_tokens=20 balance_imports=1"; do
+    read -r ranks mixture <<<"$layout"
+    mixture=$(printf -- '--set mixture.%s ' $mixture)
+    "${launch[@]}" $ranks "$MOP" train examples/tiny.yaml --run "$here/processes" $mixture >"$here/out"
     grep -q $'[\r\033]' "$here/out" && wrong "the output is not plain: $(cat -v "$here/out")"
     grep -q "^ranks  $ranks x 1 thread" "$here/out" || wrong "the banner does not tell of $ranks ranks: $(cat "$here/out")"
-    tiny "$here/threads" --set ranks=$ranks --set mixture.expert=$expert --set mixture.vocabulary=$vocabulary >/dev/null
+    tiny "$here/threads" --set ranks=$ranks $mixture >/dev/null
     same_bits "$here/processes" "$here/threads"
     cmp "$here/processes/config.yaml" "$here/threads/config.yaml"
     rm -r "$here/processes" "$here/threads"

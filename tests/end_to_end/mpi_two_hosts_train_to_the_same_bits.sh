@@ -44,7 +44,9 @@ launch=("$here/on" 10.77.0.1 mpirun --hostfile "$here/hosts" --map-by slot --mca
 
 sent() { ip netns exec "${hosts[0]}" cat /sys/class/net/cable0/statistics/tx_bytes; }
 before=$(sent)
-for mixture in "" "--set mixture.expert=4 --set mixture.dense=2"; do
+for mixture in "" "expert=4 dense=2 dispatch_tokens=20" "ulysses=2 ring=2 expert=2 expert_shard=2 vocabulary=4 balance_imports=1"; do
+    mixture=$(printf -- '--set mixture.%s ' $mixture)
+    [[ $mixture != "--set mixture. " ]] || mixture=""
     "${launch[@]}" 4 "$MOP" train examples/tiny.yaml --run "$here/hosts.run" $mixture >"$here/out"
     tiny "$here/process" --set ranks=4 $mixture >/dev/null
     same_bits "$here/hosts.run" "$here/process"
