@@ -183,6 +183,19 @@ static Shown duration_shown(double seconds) {
     return s;
 }
 
+/* The groups that divide something: "; dense 8, expert 4". */
+static void print_mixture(const Mesh *m) {
+    static const AxisName shown[] = {AXIS_DENSE,  AXIS_ULYSSES,      AXIS_RING,
+                                     AXIS_EXPERT, AXIS_EXPERT_SHARD, AXIS_VOCABULARY};
+    const char *between = "; ";
+    for (size_t i = 0; i < COUNT(shown); i++) {
+        const Axis *a = &m->axis[shown[i]];
+        if (a->size == 1) continue;
+        printf("%s%s %d", between, axis_name(a->name), a->size);
+        between = ", ";
+    }
+}
+
 void journal_banner(Journal *j, const Session *s, const Run *r, int64_t step) {
     const Config *c = j->config;
     double plan = 0;
@@ -192,9 +205,9 @@ void journal_banner(Journal *j, const Session *s, const Run *r, int64_t step) {
     printf("mop    %s: %s parameters, %s active a token; %s\n", s->spec.family->model_type,
            parameters_shown(spec_parameters(&s->spec)).text, parameters_shown(spec_active_parameters(&s->spec)).text,
            type_name(c->compute_type));
-    printf("ranks  %d x %lld thread%s; dense over %lld, experts over %lld; memory at most %.1f MiB a rank\n", s->world,
-           (long long)c->compute_threads, c->compute_threads == 1 ? "" : "s", (long long)c->mixture_dense,
-           (long long)c->mixture_expert, plan / (1 << 20));
+    printf("ranks  %d x %lld thread%s", s->world, (long long)c->compute_threads, c->compute_threads == 1 ? "" : "s");
+    print_mixture(&r->comm.mesh);
+    printf("; memory at most %.1f MiB a rank\n", plan / (1 << 20));
     printf("data   %lld tokens; %lld a step (%lld x %lld)\n", s->tokens ? (long long)tokens_info(s->tokens).tokens : 0,
            (long long)(c->train_sequences * c->train_sequence_length), (long long)c->train_sequences,
            (long long)c->train_sequence_length);
