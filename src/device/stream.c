@@ -138,7 +138,7 @@ void queue_close(struct StreamQueue *q) {
 
 /* ---- The contract ----------------------------------------------------------------------------- */
 
-void stream_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes) {
+void queue_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes) {
     MUST(bytes <= LAUNCH_BYTES);
     int op = s->charged;
     s->charged = -1;
@@ -148,7 +148,7 @@ void stream_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes)
         run(s, fn, args, op);
 }
 
-Event event_record(Stream *s) {
+Event queue_record(Stream *s) {
     Event e = {.stream = s, .clock = s->clock};
     if (!s->queue) return e;
     pthread_mutex_lock(&s->queue->lock);
@@ -157,7 +157,7 @@ Event event_record(Stream *s) {
     return e;
 }
 
-void event_wait(Event e) {
+void queue_wait(Event e) {
     if (!e.stream || !e.stream->queue) return;
     struct StreamQueue *q = e.stream->queue;
     pthread_mutex_lock(&q->lock);
@@ -165,11 +165,11 @@ void event_wait(Event e) {
     pthread_mutex_unlock(&q->lock);
 }
 
-void stream_wait(Stream *s, Event e) {
+void queue_follow(Stream *s, Event e) {
     if (e.clock > s->clock) s->clock = e.clock;
     if (!e.stream || !e.stream->queue || e.stream == s) return;
     if (s->queue)
         enqueue(s->queue, NULL, NULL, 0, e, -1);
     else
-        event_wait(e);
+        queue_wait(e);
 }

@@ -9,7 +9,7 @@ hidden=("mpi.h src/comm/wire_mpi.c" "yaml.h src/base/" "jansson.h src/base/")
 # Prints every violation under ROOT/src, a line each.
 violations() {
     local file line
-    (cd "$1" && find src -name '*.[ch]' -print0 | sort -z | xargs -0 grep -nE '^[[:space:]]*#[[:space:]]*include' /dev/null) |
+    (cd "$1" && find src \( -name '*.[ch]' -o -name '*.cu' \) -print0 | sort -z | xargs -0 grep -nE '^[[:space:]]*#[[:space:]]*include' /dev/null) |
         awk -v order="${order[*]}" -v hidden="$(printf '%s;' "${hidden[@]}")" -v root="$1" '
             BEGIN {
                 n = split(order, folder, " ")
@@ -81,4 +81,4 @@ if [[ -n $found ]]; then
     echo "$found"
     exit 1
 fi
-echo "layers: $(find src -name '*.[ch]' | wc -l) files include only themselves and what is to their left: ${order[*]}"
+echo "layers: $(find src -name '*.[ch]' -o -name '*.cu' | wc -l) files include only themselves and what is to their left: ${order[*]}"
