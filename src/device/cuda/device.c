@@ -39,12 +39,11 @@ bool cublas_check(const Device *d, cublasStatus_t status, const char *doing, con
                 "check that its version is the one that mop was built with (mop doctor)", e);
 }
 
-bool cudnn_check(const Device *d, cudnnStatus_t status, const char *doing, const char *call, Error *e) {
+bool cudnn_check(const Cudnn *c, const Device *d, cudnnStatus_t status, const char *doing, const char *call, Error *e) {
     if (status == CUDNN_STATUS_SUCCESS) return true;
-    char detail[512] = "cuDNN failed";
-    d->cuda->dnn.cudnnGetLastErrorString(detail, sizeof detail);
-    return told(d, EXIT_PEER, *detail ? text_shown(detail).text : "cuDNN failed",
-                d->cuda->dnn.cudnnGetErrorString(status), doing, call,
+    char detail[512] = "";
+    c->cudnnGetLastErrorString(detail, sizeof detail);
+    return told(d, EXIT_PEER, *detail ? detail : "cuDNN failed", c->cudnnGetErrorString(status), doing, call,
                 "check that its version is the one that mop was built with (mop doctor)", e);
 }
 
@@ -142,7 +141,7 @@ bool gpu_cudnn(Device *d, Error *e) {
     CudaDevice *c = d->cuda;
     if (c->dnn_handle) return true;
     return cudnn_load(&c->dnn, e) && CUDA(d, e, "opening cuDNN", cudaSetDevice(c->ordinal)) &&
-           CUDNN(d, e, "opening cuDNN", c->dnn.cudnnCreate(&c->dnn_handle));
+           CUDNN(&c->dnn, d, e, "opening cuDNN", c->dnn.cudnnCreate(&c->dnn_handle));
 }
 
 /* ---- Memory -------------------------------------------------------------------------------------- */

@@ -18,10 +18,10 @@
  * The kernel that is at fault may be an earlier one: CUDA tells at the next call. d may be NULL: no device is open yet. */
 #define CUDA(d, e, doing, call) cuda_check(d, call, doing, #call, e)
 #define CUBLAS(d, e, doing, call) cublas_check(d, call, doing, #call, e)
-#define CUDNN(d, e, doing, call) cudnn_check(d, call, doing, #call, e)
+#define CUDNN(c, d, e, doing, call) cudnn_check(c, d, call, doing, #call, e)
 bool cuda_check(const Device *d, cudaError_t status, const char *doing, const char *call, Error *e);
 bool cublas_check(const Device *d, cublasStatus_t status, const char *doing, const char *call, Error *e);
-bool cudnn_check(const Device *d, cudnnStatus_t status, const char *doing, const char *call, Error *e);
+bool cudnn_check(const Cudnn *c, const Device *d, cudnnStatus_t status, const char *doing, const char *call, Error *e);
 
 /* ---- The device ---------------------------------------------------------------------------------- */
 
