@@ -54,5 +54,5 @@ done >>"$work/driver.c"
 gcc -w -shared -fPIC "$work/driver.c" -o "$work/libcuda.so.1" -Wl,-soname,libcuda.so.1 -ldl
 
 export LD_LIBRARY_PATH=$work:$CUDA_LIBRARIES${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-"$PLAN_ATTENTION" tests/cuda/h100.json 4096 16384 65536
+"$PLAN_ATTENTION" tests/cuda/h100.json 4096 65536
 "$PLAN_ATTENTION" tests/cuda/a100.json 16384

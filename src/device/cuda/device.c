@@ -125,8 +125,6 @@ static void cuda_close(Device *d) {
             if (c->event[i][j]) cudaEventDestroy(c->event[i][j]);
         if (c->stream[i]) cudaStreamDestroy(c->stream[i]);
     }
-    library_unload(c->blas.library);
-    library_unload(c->dnn.library);
     free(c);
 }
 

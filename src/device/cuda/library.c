@@ -54,11 +54,8 @@ static bool load(void *table, const Library *l, const Function *f, size_t functi
     if (*library) return true;
     void *opened = open_library(l, e);
     if (!opened) return false;
-    for (size_t i = 0; i < functions; i++) {
-        if (find_function(opened, l, f[i].name, (char *)table + f[i].offset, e)) continue;
-        dlclose(opened);
-        return false;
-    }
+    for (size_t i = 0; i < functions; i++)
+        if (!find_function(opened, l, f[i].name, (char *)table + f[i].offset, e)) return false;
     *library = opened;
     return true;
 }
@@ -75,12 +72,6 @@ bool nccl_version(int *out, Error *e) {
     __typeof__(ncclGetVersion) *version;
     void *library = open_library(&nccl, e);
     if (!library) return false;
-    bool ok = find_function(library, &nccl, "ncclGetVersion", &version, e) &&
-              (version(out) == ncclSuccess || fail(e, EXIT_USAGE, "%s does not tell its version", nccl.file));
-    dlclose(library);
-    return ok;
-}
-
-void library_unload(void *library) {
-    if (library) dlclose(library);
+    return find_function(library, &nccl, "ncclGetVersion", &version, e) &&
+           (version(out) == ncclSuccess || fail(e, EXIT_USAGE, "%s does not tell its version", nccl.file));
 }

@@ -1,5 +1,6 @@
 /* The libraries of a GPU as tables of functions, filled when they are loaded. They have a gigabyte between them, and no run
- * on a CPU needs them; a missing one is a sentence. A member has the name and the type of the function that it is. */
+ * on a CPU needs them; a missing one is a sentence. A member has the name and the type of the function that it is. Once loaded
+ * they stay: code that has shown its kernels to a driver is not taken away again. */
 #ifndef MOP_LIBRARY_H
 #define MOP_LIBRARY_H
 
@@ -53,7 +54,6 @@ typedef struct {
 /* False: e says which library is missing, what for, and where it is looked for. Loading again does nothing. */
 bool cublas_load(Cublas *out, Error *e);
 bool cudnn_load(Cudnn *out, Error *e);
-bool nccl_version(int *out, Error *e); /* 22809: 2.28.9; loads it only to ask */
-void library_unload(void *library);    /* NULL: none */
+bool nccl_version(int *out, Error *e); /* 22809: 2.28.9 */
 
 #endif

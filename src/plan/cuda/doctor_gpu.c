@@ -109,8 +109,6 @@ static void look_at_libraries(Report *r) {
         print_version("cuDNN", v / 10000, v / 100 % 100, v % 100);
     }
     if (nccl_version(&nccl, &missing[2])) print_version("NCCL", nccl / 10000, nccl / 100 % 100, nccl % 100);
-    library_unload(blas.library);
-    library_unload(dnn.library);
     for (size_t i = 0; i < COUNT(missing); i++)
         if (missing[i].code != EXIT_DONE) report_note(r, "%s", missing[i].text);
 }
@@ -139,9 +137,9 @@ static size_t free_bytes(Gpu *g) {
 }
 
 /* The context takes memory that no arena can have; so do the libraries, when they are opened. */
-static void print_taken(Gpu *g, const char *what, size_t before, size_t after) {
-    printf("  memory that %s: %.0f MiB\n", what, ((double)before - (double)after) / (1 << 20));
-    (void)g;
+static void print_taken(const char *who, size_t before, size_t after) {
+    printf("  memory: %.2f GiB are free; %s %.0f MiB\n", (double)after / GIB, who,
+           ((double)before - (double)after) / (1 << 20));
 }
 
 static bool open_arenas(Gpu *g) {
@@ -167,9 +165,9 @@ static bool gpu_open(Gpu *g, size_t total, double *usable) {
     for (int i = 0; i < GPU_MARKS; i++)
         if (!CUDA(g->device, &g->error, "opening", cudaEventCreate(&g->mark[i]))) return false;
     size_t opened = free_bytes(g), left = opened;
-    print_taken(g, "others and mop's context have taken", total, opened);
+    print_taken("others and mop's context have", total, opened);
     if (gpu_cublas(g->device, &missing) && gpu_cudnn(g->device, &missing)) left = free_bytes(g);
-    if (missing.code == EXIT_DONE) print_taken(g, "cuBLASLt and cuDNN take when they are opened", opened, left);
+    if (missing.code == EXIT_DONE) print_taken("cuBLASLt and cuDNN, when opened, take", opened, left);
     *usable = 0.98 * (double)left; /* fragments */
     return !gpu_failed(g) && open_arenas(g);
 }
