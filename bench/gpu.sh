@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: builds with CUDA, runs the device tests and `mop doctor`, and appends a line for each to DIR/gpu.jsonl; what
-# they said goes beside it. Made for one short run on a borrowed GPU: a few minutes on 16 cores, and what was measured is on disk
-# before the next thing begins. bench/results/README.md says how to read it.
+# On a machine with a GPU: builds with CUDA, runs the device tests and `mop doctor`, and appends a line for each to
+# DIR/gpu.jsonl; what they said goes beside it. Made for one short run on a borrowed GPU: a few minutes on 16 cores,
+# and what was measured is on disk before the next thing begins. bench/results/README.md says how to read it.
 #
 #     bench/gpu.sh [DIR] [COMMIT]      # bench/results, and the commit of the working tree, where nothing is said
 set -euo pipefail
@@ -39,9 +39,13 @@ measure() {
 }
 worst=0
 
-# Where mop's own libraries are missing, what was brought along runs: build-cuda/mop, its test, and libraries in build-cuda/lib.
+# Where mop's own libraries are missing, what was brought along runs: build-cuda/mop, its test, and libraries in
+# build-cuda/lib.
 if ! { make cuda && cmake --build --preset cuda --target test_device -j"$(nproc)"; }; then
-    [[ -x build-cuda/mop && -x build-cuda/tests/test_device ]] || { echo "bench/gpu.sh: cannot build here, and build-cuda is empty" >&2; exit 1; }
+    [[ -x build-cuda/mop && -x build-cuda/tests/test_device ]] || {
+        echo "bench/gpu.sh: cannot build here, and build-cuda is empty" >&2
+        exit 1
+    }
     echo "bench/gpu.sh: cannot build here: running build-cuda as it is"
 fi
 
@@ -58,7 +62,8 @@ nvidia-smi | tee "$stem-machine.txt"
 measure device 60 build-cuda/tests/test_device
 passed=$(grep -c '^\[       OK \] cuda:' "$stem-device.txt") || true
 failed=$(grep -c '^\[  FAILED  \] cuda:' "$stem-device.txt") || true
-line "$out/gpu.jsonl" "build-cuda/tests/test_device" "$code" "$took" "{\"cuda_passed\": $passed, \"cuda_failed_lines\": $failed}"
+figures="{\"cuda_passed\": $passed, \"cuda_failed_lines\": $failed}"
+line "$out/gpu.jsonl" "build-cuda/tests/test_device" "$code" "$took" "$figures"
 
 measure doctor 240 build-cuda/mop doctor --out "$stem.json" --compare "$row" --disk "$out"
 figures=null

@@ -1,5 +1,5 @@
-/* The contract of device.h, the same for every kind of device that has memory: arenas, the order of streams, events, copies,
- * failure; and AdamW, which has the same bits everywhere. A GPU that is not there is skipped, in words. */
+/* The contract of device.h, the same for every kind of device that has memory: arenas, the order of streams, events,
+ * copies, failure; and AdamW, which has the same bits everywhere. A GPU that is not there is skipped, in words. */
 #include "device/device.h"
 #include "ops/kernels.h"
 #include "testing.h"
@@ -146,8 +146,8 @@ static void work_on_a_stream_runs_in_the_order_it_was_issued(void **state) {
     bench_close(b);
 }
 
-/* Two slots of device memory carry many pieces: up into a slot, down out of it, and up again only after that. Far more events
- * than any device keeps. */
+/* Two slots of device memory carry many pieces: up into a slot, down out of it, and up again only after that. Far
+ * more events than any device keeps. */
 static void events_order_two_streams_that_share_memory(void **state) {
     enum { PIECES = 300, SLOTS = 2, N = 1 << 14 };
     Bench *b = bench_open(state);

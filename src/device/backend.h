@@ -1,5 +1,5 @@
-/* What a kind of device does behind the doors of device.h: a row of functions, chosen once when the device opens. The doors
- * keep what is the same everywhere: stacks, the meter, failure.
+/* What a kind of device does behind the doors of device.h: a row of functions, chosen once when the device opens. The
+ * doors keep what is the same everywhere: stacks, the meter, failure.
  *
  *   cpu    cpu.c    memory of the process; work runs in the caller's thread or in queues (stream.h)
  *   sim    sim.c    nothing runs: addresses without memory, clocks without work

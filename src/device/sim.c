@@ -1,6 +1,7 @@
 /* The device that only counts. Its memory is addresses that no process has: code that reads device data faults at that
  * line, and a thousand ranks of a terabyte each are planned without asking the kernel for anything. Its streams have no
- * queue, so that their events are clocks alone; doors ask the meter first and never come to the functions that this row lacks. */
+ * queue, so that their events are clocks alone; doors ask the meter first and never come to the functions that this
+ * row lacks. */
 #include "device/backend.h"
 #include "device/stream.h"
 

@@ -1,12 +1,14 @@
-/* The figures of a GPU as a machine that sim predicts with. Medians of what a run does most: products of model shapes and of experts
- * with a thousand tokens or more, attention at 16K, memory as triad and AdamW use it. Compiled with and without CUDA: it needs no GPU. */
+/* The figures of a GPU as a machine that sim predicts with. Medians of what a run does most: products of model shapes
+ * and of experts with a thousand tokens or more, attention at 16K, memory as triad and AdamW use it. Compiled with
+ * and without CUDA: it needs no GPU. */
 #define _POSIX_C_SOURCE 200809L
 #include "plan/doctor_parts.h"
 
 #include <string.h>
 #include <time.h>
 
-/* Floating-point operations a cycle and multiprocessor: NVIDIA's data sheets, their peaks over multiprocessors and clock. Dense. */
+/* Floating-point operations a cycle and multiprocessor: NVIDIA's data sheets, their peaks over multiprocessors and
+ * clock. Dense. */
 static const struct {
     int major, minor;
     double flops[RATE_TYPES];

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# cuDNN accepts and compiles the graphs of attention for GPUs that are only described. It wants a driver to be there: one is made here
-# that has every function and does nothing, from the names in the toolkit's own stub.
+# cuDNN accepts and compiles the graphs of attention for GPUs that are only described. It wants a driver to be there:
+# one is made here that has every function and does nothing, from the names in the toolkit's own stub.
 set -euo pipefail
 : "${PLAN_ATTENTION:?is the program}" "${CUDA_LIBRARIES:?is where the toolkit keeps its libraries}"
 stub=$CUDA_LIBRARIES/stubs/libcuda.so

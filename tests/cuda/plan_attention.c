@@ -1,5 +1,5 @@
-/* Plans the attention that `mop doctor` measures, for a GPU that is described in a file and need not be there: every graph must be
- * accepted and compiled, and must not need scratch that grows with the square of the length.
+/* Plans the attention that `mop doctor` measures, for a GPU that is described in a file and need not be there: every
+ * graph must be accepted and compiled, and must not need scratch that grows with the square of the length.
  *
  *     plan_attention GPU.json LENGTH...
  */

@@ -1,8 +1,8 @@
 /* The GPU as a device: a CUDA stream for each of ours, events in rings, arenas of HBM and of pinned host memory.
  *
- * Work is issued by the thread of the rank, which is why a launch runs its function at once: the function only puts kernels
- * into the stream. A call that fails becomes the device's failure (device_fail), as a lost peer does: later work is skipped,
- * waits return, reads give zeros, and the run ends with the sentence. */
+ * Work is issued by the thread of the rank, which is why a launch runs its function at once: the function only puts
+ * kernels into the stream. A call that fails becomes the device's failure (device_fail), as a lost peer does: later
+ * work is skipped, waits return, reads give zeros, and the run ends with the sentence. */
 #include "device/backend.h"
 #include "device/cuda/gpu.h"
 

@@ -1,8 +1,8 @@
 /* A GPU behind a Device: its streams, its libraries, and the checkers of their calls. Only files in folders named cuda
  * include this; they are compiled where the CUDA toolkit is.
  *
- * Nothing here needs a GPU or a driver to start: the CUDA runtime is linked statically and looks for the driver when it is
- * first called; cuBLASLt, cuDNN and NCCL are loaded by name when first needed (library.c).
+ * Nothing here needs a GPU or a driver to start: the CUDA runtime is linked statically and looks for the driver when
+ * it is first called; cuBLASLt, cuDNN and NCCL are loaded by name when first needed (library.c).
  */
 #ifndef MOP_GPU_H
 #define MOP_GPU_H
@@ -14,8 +14,9 @@
 
 /* ---- Checkers ------------------------------------------------------------------------------------ */
 
-/* True when the call succeeded; else e says what, doing what (the name of an op or of a deed), and at which step and layer.
- * The kernel that is at fault may be an earlier one: CUDA tells at the next call. d may be NULL: no device is open yet. */
+/* True when the call succeeded; else e says what, doing what (the name of an op or of a deed), and at which step and
+ * layer. The kernel that is at fault may be an earlier one: CUDA tells at the next call. d may be NULL: no device is
+ * open yet. */
 #define CUDA(d, e, doing, call) cuda_check(d, call, doing, #call, e)
 #define CUBLAS(d, e, doing, call) cublas_check(d, call, doing, #call, e)
 #define CUDNN(c, d, e, doing, call) cudnn_check(c, d, call, doing, #call, e)
@@ -27,8 +28,8 @@ bool cudnn_check(const Cudnn *c, const Device *d, cudnnStatus_t status, const ch
 
 enum { GPU_EVENTS = 64 };
 
-/* Events are a ring for each stream, made when the device opens. Ticket t is in slot t mod GPU_EVENTS; a slot that has been
- * recorded again since stands for later work of the same stream, so that waiting for it waits for t too. */
+/* Events are a ring for each stream, made when the device opens. Ticket t is in slot t mod GPU_EVENTS; a slot that
+ * has been recorded again since stands for later work of the same stream, so that waiting for it waits for t too. */
 typedef struct CudaDevice {
     int ordinal;
     cudaStream_t stream[STREAM_COUNT];
@@ -46,8 +47,8 @@ cudaStream_t gpu_stream(const Stream *s);
 bool gpu_cublas(Device *d, Error *e);
 bool gpu_cudnn(Device *d, Error *e);
 
-/* How many GPUs there are, and which CUDA the driver has (13000: 13.0). False: there is no driver, or one that is older than
- * this program's CUDA, or no GPU; e says which. */
+/* How many GPUs there are, and which CUDA the driver has (13000: 13.0). False: there is no driver, or one that is
+ * older than this program's CUDA, or no GPU; e says which. */
 bool gpu_count(int *count, int *driver, Error *e);
 
 #endif

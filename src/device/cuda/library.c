@@ -1,5 +1,5 @@
-/* Loading by name, with the major version that this program was compiled for: beside the program, where the toolkit was when
- * it was built, where the system keeps libraries, or in LD_LIBRARY_PATH. */
+/* Loading by name, with the major version that this program was compiled for: from where the toolkit was when it was
+ * built, where the system keeps libraries, or LD_LIBRARY_PATH. */
 #include "device/cuda/library.h"
 
 #include <dlfcn.h>

@@ -1,6 +1,6 @@
-/* The libraries of a GPU as tables of functions, filled when they are loaded. They have a gigabyte between them, and no run
- * on a CPU needs them; a missing one is a sentence. A member has the name and the type of the function that it is. Once loaded
- * they stay: code that has shown its kernels to a driver is not taken away again. */
+/* The libraries of a GPU as tables of functions, filled when they are loaded. They have a gigabyte between them, and
+ * no run on a CPU needs them; a missing one is a sentence. A member has the name and the type of the function that it
+ * is. Once loaded they stay: code that has shown its kernels to a driver is not taken away again. */
 #ifndef MOP_LIBRARY_H
 #define MOP_LIBRARY_H
 

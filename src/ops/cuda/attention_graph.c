@@ -1,12 +1,13 @@
-/* Attention as the composite graph that cuDNN recognises and fuses (its single attention node has no causal mask in 9.19):
+/* Attention as the composite graph that cuDNN recognises and fuses (its single attention node has no causal mask in
+ * 9.19):
  *
  *   forward    s = scale q k^T;  s = row >= column ? s : -inf;  m = max s;  e = exp(s - m);  z = sum e
  *              lse = m + log z;  out = (e / z) v
  *   backward   delta = sum dout out;  p = exp(masked(scale q k^T - lse));  dv = sum_group p^T dout
  *              ds = scale p (dout v^T - delta);  dk = sum_group ds^T q;  dq = ds k
  *
- * Which intermediates have which type, and the order of the nodes, are part of what is recognised. Letters: b batch, h heads, g KV
- * heads, s length, d head size; cuDNN sees all tensors as [b, h, s, *] with strides. */
+ * Which intermediates have which type, and the order of the nodes, are part of what is recognised. Letters: b batch,
+ * h heads, g KV heads, s length, d head size; cuDNN sees all tensors as [b, h, s, *] with strides. */
 #include "ops/cuda/attention_graph.h"
 
 #include <math.h>

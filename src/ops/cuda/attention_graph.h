@@ -1,15 +1,16 @@
-/* Causal attention with grouped KV heads in bf16, as a cuDNN graph: forward with the log-sum-exp of every row, and backward.
+/* Causal attention with grouped KV heads in bf16, as a cuDNN graph: forward with the log-sum-exp of every row, and
+ * backward.
  *
- * A plan is made for one shape and takes up to seconds, so that shapes must be few. It can be made without a GPU for one that is
- * described in JSON, which proves that the graph is accepted and says what scratch it needs.
+ * A plan is made for one shape and takes up to seconds, so that shapes must be few. It can be made without a GPU for
+ * one that is described in JSON, which proves that the graph is accepted and says what scratch it needs.
  */
 #ifndef MOP_ATTENTION_GRAPH_H
 #define MOP_ATTENTION_GRAPH_H
 
 #include "device/cuda/gpu.h"
 
-/* q, out, dout, dq [batch, length, heads, head_size]; k, v, dk, dv [batch, length, kv_heads, head_size]: bf16, contiguous.
- * lse, delta fp32 [batch, heads, length]; dq_sum fp32 [batch, heads, length, head_size], scratch. */
+/* q, out, dout, dq [batch, length, heads, head_size]; k, v, dk, dv [batch, length, kv_heads, head_size]: bf16,
+ * contiguous. lse, delta fp32 [batch, heads, length]; dq_sum fp32 [batch, heads, length, head_size], scratch. */
 typedef struct {
     int64_t batch, heads, kv_heads, length, head_size;
     bool backward;
@@ -44,7 +45,8 @@ typedef struct {
     float scale, negative, one; /* arguments too, by value */
 } GraphPlan;
 
-/* `handle` is that of the device; or NULL, and `described` is the JSON of a GPU that need not be there. False: e says why. */
+/* `handle` is that of the device; or NULL, and `described` is the JSON of a GPU that need not be there. False: e says
+ * why. */
 bool graph_plan(GraphPlan *p, const Cudnn *cudnn, const Device *d, cudnnHandle_t handle, const char *described,
                 GraphShape shape, Error *e);
 /* The memory of tensor i at data[i]; those that the direction does not have are not looked at. 64-byte aligned. */

@@ -1,5 +1,5 @@
-/* AdamW's way to the GPU: the scalars are made here, by the host, as ops/cpu/update.c makes them (and this file, too, is compiled
- * without fused multiply-adds), so that every device has the same. */
+/* AdamW's way to the GPU: the scalars are made here, by the host, as ops/cpu/update.c makes them (and this file, too,
+ * is compiled without fused multiply-adds), so that every device has the same. */
 #include "ops/cuda/update.h"
 #include "device/cuda/gpu.h"
 #include "ops/cuda/table.h"

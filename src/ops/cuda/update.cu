@@ -1,8 +1,10 @@
-/* AdamW, fused: every element is read once and written once. The same bits as ops/cpu/update.c, operation by operation; this file
- * is compiled with -fmad=false (no fused multiply-add) and without fast division, square root or flushing of denormals.
+/* AdamW, fused: every element is read once and written once. The same bits as ops/cpu/update.c, operation by
+ * operation; this file is compiled with -fmad=false (no fused multiply-add) and without fast division, square root or
+ * flushing of denormals.
  *
- * A thread takes four elements at a time (16 bytes of each float array), and as many times as the grid is short of the whole: a
- * grid of a few blocks per processor is enough to keep the memory busy. Arrays are 16-byte aligned where `four` is used. */
+ * A thread takes four elements at a time (16 bytes of each float array), and as many times as the grid is short of
+ * the whole: a grid of a few blocks per processor is enough to keep the memory busy. Arrays are 16-byte aligned where
+ * fours are taken. */
 #include "ops/cuda/update.h"
 
 static constexpr int64_t THREADS = 256, BLOCKS_MOST = 132 * 16;

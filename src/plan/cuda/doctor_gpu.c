@@ -1,7 +1,7 @@
 /* The GPUs of `mop doctor`: what is there, and then everything a run on one depends on, measured on the first.
  *
- * A figure is the median of several samples between two CUDA events, after a warm-up, on random numbers: products of zeros draw
- * less power and are faster than any that a model has. */
+ * A figure is the median of several samples between two CUDA events, after a warm-up, on random numbers: products of
+ * zeros draw less power and are faster than any that a model has. */
 #include "ops/kernels.h"
 #include "plan/cuda/doctor_gpu_parts.h"
 

@@ -1,5 +1,5 @@
-/* What cuDNN reaches in causal attention, forward and backward, in bf16 with four query heads to a KV head: short to long sequences
- * of as many tokens. First a small case is held against the CPU's definition of the ops. */
+/* What cuDNN reaches in causal attention, forward and backward, in bf16 with four query heads to a KV head: short to
+ * long sequences of as many tokens. First a small case is held against the CPU's definition of the ops. */
 #include "ops/cuda/attention_graph.h"
 #include "ops/kernels.h"
 #include "plan/cuda/doctor_gpu_parts.h"

@@ -1,5 +1,5 @@
-/* The kernels that `mop doctor` measures a GPU's memory with, and those that fill and check arrays; as C and CUDA read them.
- * Each puts its work into the stream. */
+/* The kernels that `mop doctor` measures a GPU's memory with, and those that fill and check arrays; as C and CUDA
+ * read them. Each puts its work into the stream. */
 #ifndef MOP_DOCTOR_GPU_KERNELS_H
 #define MOP_DOCTOR_GPU_KERNELS_H
 

@@ -1,5 +1,6 @@
-/* The GPU's memory, and the way between host and GPU: each direction alone, both at once, pinned and pageable, and what copies, products
- * and the processors' own copies lose when all work at once, as they do in a step that streams its optimizer. */
+/* The GPU's memory, and the way between host and GPU: each direction alone, both at once, pinned and pageable, and
+ * what copies, products and the processors' own copies lose when all work at once, as they do in a step that streams
+ * its optimizer. */
 #include "device/pool.h"
 #include "plan/cuda/doctor_gpu_parts.h"
 #include "train/session.h"

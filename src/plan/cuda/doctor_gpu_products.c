@@ -1,6 +1,6 @@
-/* What cuBLASLt reaches: the three products of a linear (forward, and backward to the input and to the weight), for a large square, for
- * the shapes of known models, and one call an expert for experts of few to many tokens. Every form in every type is first compared
- * with the definition on a small case. Letters: m tokens, n outputs, k inputs. */
+/* What cuBLASLt reaches: the three products of a linear (forward, and backward to the input and to the weight), for a
+ * large square, for the shapes of known models, and one call an expert for experts of few to many tokens. Every form
+ * in every type is first compared with the definition on a small case. Letters: m tokens, n outputs, k inputs. */
 #include "plan/cuda/doctor_gpu_parts.h"
 
 #include <math.h>
@@ -21,8 +21,8 @@ static const struct {
     [NUMBERS_FP64] = {"fp64", CUDA_R_64F, CUDA_R_64F, CUDA_R_64F, CUBLAS_COMPUTE_64F, FP64, FP64},
 };
 
-/* A row-major matrix [r, c] is to cuBLAS one of r columns, each of c numbers: [c, r]. So the product that it makes is the transposed
- * one, out^T = op(left) op(right):
+/* A row-major matrix [r, c] is to cuBLAS one of r columns, each of c numbers: [c, r]. So the product that it makes is
+ * the transposed one, out^T = op(left) op(right):
  *     y^T = w x^T     y [m,n] is [n,m] to it, w [n,k] is [k,n] and turned, x [m,k] is [k,m]
  *     dx^T = w^T dy^T
  *     dw^T = x^T dy   dy is turned */
@@ -68,7 +68,8 @@ static bool describe(Gpu *g, Product *p, const Side *left, const Side *right, co
                c->cublasLtMatrixLayoutCreate(&p->out, result, (uint64_t)out->rows, (uint64_t)out->columns, out->rows));
 }
 
-/* The first of the algorithms that cuBLASLt would try, with the scratch that there is; tensors are aligned to 64 bytes. */
+/* The first of the algorithms that cuBLASLt would try, with the scratch that there is; tensors are aligned to 64
+ * bytes. */
 static bool choose(Gpu *g, Product *p) {
     static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,

@@ -1,5 +1,6 @@
-/* AdamW on the GPU, bf16 weights with the low halves of their masters beside them: all in the GPU's memory, and with the optimizer's state
- * in pinned host memory, streamed through a few slots. Up, update and down of different pieces run at once:
+/* AdamW on the GPU, bf16 weights with the low halves of their masters beside them: all in the GPU's memory, and with
+ * the optimizer's state in pinned host memory, streamed through a few slots. Up, update and down of different pieces
+ * run at once:
  *
  *     up       0 1 2 3 4 ..        a slot is filled again when its former piece has come down
  *     compute    0 1 2 3 4 ..
