@@ -86,7 +86,7 @@ void device_read(Stream *s, void *host, Tensor t, ReadKind kind);
 /* Host bytes into a tensor (the batch) on stream s: `host` is copied before the call returns. Charged as a copy up. */
 void device_write(Stream *s, Tensor t, const void *host);
 /* Between a host arena and a device arena, in the order of s: STREAM_UP to the device, STREAM_DOWN to the host. Same type and
- * shape. */
+ * shape. A tensor fresh from an arena belongs to the compute stream: s follows an event of it first. */
 void stream_copy(Stream *s, Tensor to, Tensor from);
 
 /* ---- Launching: for front doors only ---------------------------------------------------------- */

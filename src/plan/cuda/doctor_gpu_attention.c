@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOKENS = 65536, HEADS = 32, KV_HEADS = 8 };
+enum { TOKENS = 65536, HEADS = 32, KV_HEADS = 8, SCRATCH_ALIGNMENT = 256 };
 
 static const int64_t lengths[] = {4096, 16384, 65536};
 static const int64_t head_sizes[] = {64, 128};
@@ -61,7 +61,8 @@ static bool make_plans(Work *w, const char *what) {
     int64_t scratch = max64(64, max64(w->forward.workspace_bytes, w->backward.workspace_bytes));
     if (!gpu_may(g, what, bytes_of(s, (double)scratch))) return false;
     make_tensors(w);
-    w->scratch = arena_tensor(&g->memory, BYTE, DIM(scratch));
+    Tensor room = arena_tensor(&g->memory, BYTE, DIM(scratch + SCRATCH_ALIGNMENT));
+    w->scratch = tensor_rows(room, (int64_t)(-(uintptr_t)room.data % SCRATCH_ALIGNMENT), scratch);
     void *data[GRAPH_TENSORS];
     for (int i = 0; i < GRAPH_TENSORS; i++) data[i] = w->t[i].data;
     return graph_bind(&w->forward, data, w->scratch.data, &g->error) &&
