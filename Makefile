@@ -7,7 +7,7 @@ TEXT := data/bible.txt
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := build
-.PHONY: build run test test-debug test-tsan test-faults bench format install clean
+.PHONY: build cuda bench-gpu run test test-debug test-tsan test-faults bench format install clean
 
 # $(call make,preset,target,packages)
 define make
@@ -18,6 +18,10 @@ endef
 
 build:
 	$(call make,default,mop,build)
+
+# The same program with the GPU parts, in build-cuda/; needs the CUDA toolkit to build, and neither GPU nor driver to run.
+cuda:
+	$(call make,cuda,mop,build)
 
 # Trains the example and prints a sample; `make run ARGS="--set train.steps=30"` passes options on.
 run: build $(TEXT)
@@ -51,12 +55,16 @@ test-faults:
 bench: $(TEXT)
 	$(call make,default,bench,build)
 
+# On a machine with a GPU: builds, tests and measures everything there is for one, in one short run.
+bench-gpu:
+	bench/gpu.sh
+
 format:
 	@tools/setup.sh format
-	find src tests bench -name '*.[ch]' -print0 | xargs -0 -r clang-format -i
+	find src tests bench \( -name '*.[ch]' -o -name '*.cu' \) -print0 | xargs -0 -r clang-format -i
 
 install: build
 	cmake --install build --prefix $(PREFIX)
 
 clean:
-	rm -rf build build-clang build-debug build-fuzz build-tsan
+	rm -rf build build-clang build-cuda build-debug build-fuzz build-tsan

@@ -264,7 +264,7 @@ static void malformed_configurations_are_refused_with_line_and_reason(void **sta
         {"compute.type: FP32", "compute.type is \"FP32\""},
         {"optimizer.schedule: cosin", "it must be one of constant, linear, cosine"},
         {"device: gpu", "device is \"gpu\"; it must be one of cpu, cpu:plain, cpu:late, cpu:avx512bf16, cpu:avx512, cpu:avx2, "
-                        "cpu:portable, sim:NAME"},
+                        "cpu:portable, cuda:N, sim:NAME"},
         {"device: 'sim:'", "device is \"sim:\""},
         {"device: cpu:3", "device is \"cpu:3\""},
         {"sim.routing: replay", "sim.routing is \"replay\"; it must be one of balanced, worst, replay:FILE"},

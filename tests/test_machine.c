@@ -317,6 +317,78 @@ static void products_above_the_peak_make_no_machine(void **state) {
     free(r);
 }
 
+static const char *const gpu_figures[] = {"gpu_matrix_bf16_square_flop_per_s",
+                                          "gpu_matrix_fp32_square_flop_per_s",
+                                          "gpu_matrix_fp64_square_flop_per_s",
+                                          "gpu_matrix_bf16_olmoe_q_flop_per_s",
+                                          "gpu_matrix_fp32_olmoe_q_flop_per_s",
+                                          "gpu_experts_bf16_olmoe_128_flop_per_s",
+                                          "gpu_experts_bf16_olmoe_1024_flop_per_s",
+                                          "gpu_experts_bf16_olmoe_4096_flop_per_s",
+                                          "gpu_matrix_bf16_alone_flop_per_s",
+                                          "gpu_matrix_bf16_beside_copies_flop_per_s",
+                                          "gpu_attention_d128_16K_flop_per_s",
+                                          "gpu_attention_backward_d128_16K_flop_per_s",
+                                          "gpu_triad_bytes_per_s",
+                                          "gpu_adamw_bytes_per_s",
+                                          "gpu_up_and_down_each_bytes_per_s",
+                                          "gpu_up_4KiB_s"};
+static const double gpu_values[COUNT(gpu_figures)] = {700e12, 50e12, 60e12,  500e12, 40e12, 100e12, 300e12, 400e12,
+                                                      1,      1,     600e12, 500e12, 3e12,  2e12,   40e9,   1e-5};
+
+static Report *gpu_report(size_t without) {
+    Report *r = calloc(1, sizeof *r);
+    assert_non_null(r);
+    for (size_t i = 0; i < COUNT(gpu_figures); i++)
+        if (i != without) add_figure(r, gpu_figures[i], gpu_values[i]);
+    add_figure(r, "gpu_adamw_streamed_parameters_per_s", 3e9);
+    return r;
+}
+
+static void figures_of_gpus_become_a_file_that_is_accepted(void **state) {
+    (void)state;
+    GpuFacts facts = {.name = "a GPU with a name that is longer than sixty-three bytes are, and more",
+                      .count = 4,
+                      .major = 9,
+                      .multiprocessors = 132,
+                      .clock = 1.98e9,
+                      .memory_bytes = 80e9};
+    Report *r = gpu_report(COUNT(gpu_figures));
+    Machine m, back;
+    Error e = {0};
+    char path[80];
+    assert_true(machine_of_gpu(r, &facts, &m));
+    snprintf(path, sizeof path, "/tmp/mop-test-gpu-%ld.json", (long)getpid());
+    if (!machine_write(&m, r, path, &e) || !machine_open(path, &back, &e)) fail_msg("%s", e.text);
+    unlink(path);
+    assert_true(!back.cores && back.units == 4 && back.memory_bytes == 80e9);
+    assert_true(near(back.achieved[RATE_MATRIX][BF16], 425e12)); /* (500 + (300 + 400) / 2) / 2 */
+    assert_true(near(back.achieved[RATE_MATRIX][FP32], 40e12) && near(back.achieved[RATE_ATTENTION][FP32], 40e12));
+    assert_true(near(back.achieved[RATE_ATTENTION][BF16], 3.5 / (1 / 600e12 + 2.5 / 500e12)));
+    assert_true(near(back.peak[BF16], 4096 * 132 * 1.98e9) && near(back.bytes_per_s, 2.5e12));
+    assert_true(near(back.link.bytes_per_s, 40e9) && near(back.link.latency_s, 1e-5));
+    facts.major = 99; /* unknown: the fastest product is the peak */
+    assert_true(machine_of_gpu(r, &facts, &m));
+    assert_true(near(m.peak[BF16], 700e12));
+    free(r);
+}
+
+static void a_gpu_without_a_figure_makes_no_machine(void **state) {
+    (void)state;
+    GpuFacts facts = {.name = "a GPU", .count = 1, .memory_bytes = 80e9};
+    static const char *const needed[] = {"gpu_experts_bf16_olmoe_1024_flop_per_s", "gpu_attention_d128_16K_flop_per_s",
+                                         "gpu_triad_bytes_per_s", "gpu_up_4KiB_s"};
+    for (size_t i = 0; i < COUNT(needed); i++) {
+        size_t without = 0;
+        Machine m;
+        while (strcmp(gpu_figures[without], needed[i]) != 0) without++;
+        Report *r = gpu_report(without);
+        assert_false(machine_of_gpu(r, &facts, &m));
+        assert_non_null(strstr(r->note[r->notes - 1], "not measured: "));
+        free(r);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_of_many_damages_has_its_sentence),
@@ -330,6 +402,8 @@ int main(void) {
         cmocka_unit_test(a_machine_that_is_not_there_is_an_error_of_usage),
         cmocka_unit_test(figures_become_a_file_that_is_accepted),
         cmocka_unit_test(products_above_the_peak_make_no_machine),
+        cmocka_unit_test(figures_of_gpus_become_a_file_that_is_accepted),
+        cmocka_unit_test(a_gpu_without_a_figure_makes_no_machine),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,8 +15,9 @@ static const char *const updates[] = {[UPDATE_DEFERRED] = "deferred", [UPDATE_BL
 static const char *const activations[] = {[ACTIVATIONS_KEEP] = "keep", [ACTIVATIONS_RECOMPUTE] = "recompute", NULL};
 static const char *const travels[] = {
     [TRAVEL_AUTO] = "auto", [TRAVEL_ACTIVATIONS] = "activations", [TRAVEL_WEIGHTS] = "weights", NULL};
-static const char *const devices[] = {"cpu", "cpu:plain", "cpu:late", "cpu:avx512bf16", "cpu:avx512",
-                                      "cpu:avx2", "cpu:portable", "sim:NAME", "sim:FILE.json", NULL};
+static const char *const devices[] = {"cpu",      "cpu:plain",    "cpu:late", "cpu:avx512bf16", "cpu:avx512",
+                                      "cpu:avx2", "cpu:portable", "cuda:N",   "sim:NAME",       "sim:FILE.json",
+                                      NULL};
 static const char *const routings[] = {"balanced", "worst", "replay:FILE", NULL};
 
 _Static_assert(sizeof(Type) == sizeof(int) && sizeof(Schedule) == sizeof(int) && sizeof(UpdateTime) == sizeof(int) &&
@@ -71,7 +72,8 @@ const Option options[] = {
     {"compute.activations", CHOICE(compute_activations, activations), .initial = "keep",
      .help = "keep every intermediate for backward, or recompute all but attention's output"},
     {"device", TEXT(device), .initial = "cpu", .choices = devices,
-     .help = "cpu; cpu:plain: its defining loops; cpu:late: delayed, for tests; sim: counts, has no data"},
+     .help =
+         "cpu; cpu:plain: its defining loops; cpu:late: delayed, for tests; cuda: no ops yet; sim: counts, no data"},
     {"ranks", INTEGER(ranks, 0, 65536, "ranks"), .initial = "0",
      .help = "ranks of the run, threads of one process unless under mpirun; 0: mpirun's n, else 1"},
 

@@ -1,50 +1,14 @@
 /* Arenas: one reservation each, handed out as a stack. Memory is reserved, not touched: pages that the worst case
- * never reaches cost nothing. On sim device memory is addresses that no process has: code that reads device data
- * faults at that line, and a thousand ranks of a terabyte each are planned without asking the kernel for anything. */
-#include "device/device.h"
+ * never reaches cost nothing on the CPU. */
+#include "device/backend.h"
 
 #include <string.h>
-#include <sys/mman.h>
 
-enum { ALIGNMENT = 64, STAGGER = 5 * 1024, HUGE_PAGE = 2 << 20 };
-
-static size_t arenas_of(const Device *d) {
-    size_t arenas = 0;
-    for (const Arena *a = d->arenas; a; a = a->next) arenas++;
-    return arenas;
-}
-
-/* Parallel streams at equal offsets modulo 2 MiB collide in the caches: arena i starts i * 5 KiB into its
- * reservation. */
-static size_t stagger(const Device *d) {
-    return arenas_of(d) * STAGGER % HUGE_PAGE;
-}
-
-/* Addresses from 2^54 on are beyond what x86-64 and arm64 give to a process. A device's arenas lie 2^50 bytes
- * apart. */
-static char *nobodys_address(const Device *d) {
-    return (char *)((uintptr_t)1 << 54) + (arenas_of(d) << 50);
-}
-
-static bool reserve(Arena *a, Error *e) {
-    size_t shift = stagger(a->device), bytes = a->capacity + shift + ALIGNMENT;
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p == MAP_FAILED)
-        return fail(e, EXIT_MEMORY,
-                    "cannot reserve %.1f MiB for the %s arena; device %s; use fewer ranks or a smaller batch, "
-                    "or raise the address space limit (ulimit -v)",
-                    (double)a->capacity / (1 << 20), a->name, a->device->name);
-    if (a->capacity >= HUGE_PAGE) madvise(p, a->capacity + shift, MADV_HUGEPAGE); /* a wish: failing changes nothing */
-    a->mapping = p;
-    a->mapped = bytes;
-    a->base = (char *)p + shift;
-    return true;
-}
+enum { ALIGNMENT = 64 };
 
 bool arena_open(Arena *a, Device *d, const char *name, Tier tier, size_t capacity, Error *e) {
-    *a = (Arena){.name = name, .device = d, .tier = tier, .capacity = capacity, .base = nobodys_address(d)};
-    bool real = !d->sim || tier == TIER_HOST;
-    if (real && !reserve(a, e)) {
+    *a = (Arena){.name = name, .device = d, .tier = tier, .capacity = capacity};
+    if (!d->backend->reserve(a, e)) {
         *a = (Arena){0};
         return false;
     }
@@ -62,7 +26,7 @@ void arena_close(Arena *a) {
         *link = a->next;
         break;
     }
-    if (a->mapping) munmap(a->mapping, a->mapped);
+    a->device->backend->release(a);
     *a = (Arena){0};
 }
 
@@ -91,29 +55,13 @@ static void *take(Arena *a, size_t bytes) {
     return p;
 }
 
-#ifdef MOP_POISON
-typedef struct {
-    uint32_t *words;
-    size_t count;
-} Poison;
-
-/* A signalling NaN in fp32, NaN in bf16, absurd (1e306) in fp64, out of range as an index. */
-static void poison(Stream *s, const void *args) {
-    const Poison *p = args;
-    (void)s;
-    for (size_t i = 0; i < p->count; i++) p->words[i] = 0x7FA07FA0;
-}
-#endif
-
 Tensor arena_tensor(Arena *a, Type type, int dims, const int64_t *dim) {
     Tensor t = tensor_at(NULL, type, dims, dim);
     t.data = take(a, tensor_bytes(t));
 #ifdef MOP_POISON
     /* In the order of compute, whose memory this is: earlier users of these bytes may still be queued. */
-    if (!a->device->sim && a->tier == TIER_DEVICE) {
-        Poison p = {t.data, tensor_bytes(t) / sizeof(uint32_t)};
-        stream_launch(&a->device->stream[STREAM_COMPUTE], poison, &p, sizeof p);
-    }
+    Device *d = a->device;
+    if (!d->sim && a->tier == TIER_DEVICE) d->backend->poison(&d->stream[STREAM_COMPUTE], t.data, tensor_bytes(t));
 #endif
     return t;
 }

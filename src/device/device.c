@@ -1,6 +1,6 @@
-/* The Device: opens streams and pool, keeps the meter. Every op and collective is charged here, on every device; sim answers
- * "counted; do not run" and moves its clock instead. */
-#include "device/pool.h"
+/* The Device: its doors, and the meter. Every op and collective is charged here, on every device; sim answers "counted; do
+ * not run" and moves its clock instead. */
+#include "device/backend.h"
 #include "device/stream.h"
 
 #include <stdlib.h>
@@ -19,50 +19,57 @@ const char *stream_name(StreamKind k) {
     return names[k];
 }
 
-static bool open_kind(Device *d, const char *name, Error *e) {
-    bool late = strcmp(name, "cpu:late") == 0;
-    if (strncmp(name, "sim:", 4) == 0) {
-        d->sim = true;
-        return machine_open(name + 4, &d->machine, e);
+/* ---- Opening ---------------------------------------------------------------------------------- */
+
+static const struct {
+    const char *name; /* of the device, or what its name begins with */
+    bool begins;
+    const Backend *backend;
+} kinds[] = {
+    {"cpu", false, &backend_cpu},
+    {"cpu:", true, &backend_cpu},
+    {"sim:", true, &backend_sim},
+    {"cuda:", true, &backend_cuda},
+};
+
+static const Backend *backend_named(const char *name) {
+    for (size_t i = 0; i < COUNT(kinds); i++) {
+        bool is = kinds[i].begins ? strncmp(name, kinds[i].name, strlen(kinds[i].name)) == 0
+                                  : strcmp(name, kinds[i].name) == 0;
+        if (is) return kinds[i].backend;
     }
-    if (strcmp(name, "cpu") != 0 && strncmp(name, "cpu:", 4) != 0)
-        return fail(e, EXIT_USAGE, "device: \"%s\" is not a device; use cpu, or sim:NAME to meter without running",
-                    name);
-    for (int i = 0; i < STREAM_COUNT; i++)
-        if (late || i == STREAM_NETWORK) d->stream[i].queue = queue_open(&d->stream[i], late);
-    return true;
+    return NULL;
 }
 
 Device *device_open(const char *name, int threads, const struct Kernels *kernels, Error *e) {
+    const Backend *backend = backend_named(name);
+    if (!backend) {
+        fail(e, EXIT_USAGE, "device: \"%s\" is not a device; use cpu, or sim:NAME to meter without running", name);
+        return NULL;
+    }
     Device *d = calloc(1, sizeof *d);
     MUST(d);
     d->name = name;
+    d->backend = backend;
     d->threads = threads;
     d->kernels = kernels;
     d->component = COMPONENT_OTHER;
     d->layer = -1;
     d->failure = failure_open();
     for (int i = 0; i < STREAM_COUNT; i++) d->stream[i] = (Stream){.device = d, .kind = (StreamKind)i};
-    if (!open_kind(d, name, e)) {
-        device_close(d);
-        return NULL;
-    }
-    if (d->sim) return d;
-    d->pool = pool_open(threads);
-    if (d->pool) return d;
-    fail(e, EXIT_MEMORY, "cannot start %d threads or their scratch memory; device %s; use a smaller compute.threads",
-         threads, name);
+    if (backend->open(d, e)) return d;
     device_close(d);
     return NULL;
 }
 
 void device_close(Device *d) {
     if (!d) return;
-    for (int i = 0; i < STREAM_COUNT; i++) queue_close(d->stream[i].queue);
-    if (d->pool) pool_close(d->pool);
+    d->backend->close(d);
     failure_close(d->failure);
     free(d);
 }
+
+/* ---- The meter -------------------------------------------------------------------------------- */
 
 Component device_component(Device *d, Component c) {
     Component before = d->component;
@@ -103,6 +110,28 @@ bool charge(Stream *s, Cost c) {
     return false;
 }
 
+/* ---- Work and order --------------------------------------------------------------------------- */
+
+void stream_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes) {
+    s->device->backend->launch(s, fn, args, bytes);
+}
+
+Event event_record(Stream *s) {
+    return s->device->backend->record(s);
+}
+
+void event_wait(Event e) {
+    if (e.stream) e.stream->device->backend->wait(e);
+}
+
+void stream_wait(Stream *s, Event e) {
+    s->device->backend->follow(s, e);
+}
+
+void device_settle(Device *d) {
+    for (int i = 0; i < STREAM_COUNT; i++) event_wait(event_record(&d->stream[i]));
+}
+
 /* ---- Between host and device ------------------------------------------------------------------ */
 
 void device_read(Stream *s, void *host, Tensor t, ReadKind kind) {
@@ -114,28 +143,24 @@ void device_read(Stream *s, void *host, Tensor t, ReadKind kind) {
         return;
     }
     event_wait(event_record(s));
-    if (device_failed(d))
-        memset(host, 0, tensor_bytes(t));
-    else
-        memcpy(host, t.data, tensor_bytes(t));
+    if (!device_failed(d)) d->backend->read(s, host, t.data, tensor_bytes(t));
+    if (device_failed(d)) memset(host, 0, tensor_bytes(t));
     if (d->observe) d->observe(d->read_context, kind, host, t);
-}
-
-typedef struct {
-    Tensor t;
-    const void *host;
-} WriteArgs;
-
-static void write_host(Stream *s, const void *args) {
-    const WriteArgs *a = args;
-    (void)s;
-    memcpy(a->t.data, a->host, tensor_bytes(a->t));
 }
 
 void device_write(Stream *s, Tensor t, const void *host) {
     Device *d = s->device;
     d->meter.copied_up += (int64_t)tensor_bytes(t);
     if (d->sim || tensor_bytes(t) == 0) return;
-    stream_launch(s, write_host, &(WriteArgs){t, host}, sizeof(WriteArgs));
-    event_wait(event_record(s)); /* `host` is the caller's again */
+    d->backend->write(s, t.data, host, tensor_bytes(t));
+}
+
+void stream_copy(Stream *s, Tensor to, Tensor from) {
+    Device *d = s->device;
+    size_t bytes = tensor_bytes(to);
+    MUST(s->kind == STREAM_UP || s->kind == STREAM_DOWN);
+    MUST(tensor_same(to, from));
+    *(s->kind == STREAM_UP ? &d->meter.copied_up : &d->meter.copied_down) += (int64_t)bytes;
+    if (d->sim || bytes == 0) return;
+    d->backend->copy(s, to.data, from.data, bytes);
 }

@@ -7,6 +7,7 @@
  *   cpu        compute runs in the caller's thread and the rank's pool; network has a thread of its own
  *   cpu:plain  the same with the plain definitions of every op (slow)
  *   cpu:late   the same as cpu with a thread for every stream and random delays: a forgotten Event shows (tests)
+ *   cuda:0     the first GPU: a CUDA stream for each, arenas of HBM and of pinned host memory; has one op so far, AdamW
  *   sim:NAME   the same step code, metered and not run: memory is addresses with nothing behind them; NAME: machines.h
  */
 #ifndef MOP_DEVICE_H
@@ -19,6 +20,7 @@
 typedef struct Device Device;
 typedef struct Stream Stream;
 typedef struct Pool Pool;
+struct Backend; /* device/backend.h: what the kind of device does behind these doors */
 struct Kernels; /* ops/kernels.h: what runs for each op */
 
 typedef enum { STREAM_COMPUTE, STREAM_NETWORK, STREAM_UP, STREAM_DOWN, STREAM_COUNT } StreamKind;
@@ -50,7 +52,7 @@ typedef struct Arena {
     size_t capacity, used, peak;
     size_t by[COMPONENT_COUNT], by_at_peak[COMPONENT_COUNT];
     struct Arena *next; /* the device's list */
-    void *mapping;      /* NULL on sim */
+    void *mapping;      /* the backend's; NULL on sim */
     size_t mapped;
 } Arena;
 
@@ -84,6 +86,9 @@ typedef enum { READ_ROUTING, READ_NORMS, READ_LOSS } ReadKind;
 void device_read(Stream *s, void *host, Tensor t, ReadKind kind);
 /* Host bytes into a tensor (the batch) on stream s: `host` is copied before the call returns. Charged as a copy up. */
 void device_write(Stream *s, Tensor t, const void *host);
+/* Between a host arena and a device arena, in the order of s: STREAM_UP to the device, STREAM_DOWN to the host. Same type and
+ * shape. A tensor fresh from an arena belongs to the compute stream: s follows an event of it first. */
+void stream_copy(Stream *s, Tensor to, Tensor from);
 
 /* ---- Launching: for front doors only ---------------------------------------------------------- */
 
@@ -181,6 +186,7 @@ struct Stream {
 
 struct Device {
     const char *name;
+    const struct Backend *backend;
     bool sim, profile;
     const struct Kernels *kernels; /* NULL on sim */
     int threads;
@@ -197,6 +203,7 @@ struct Device {
     void (*observe)(void *context, ReadKind kind, const void *host, Tensor t);
     void *read_context;
     struct DeviceFailure *failure;
+    struct CudaDevice *cuda; /* device/cuda/cuda.h; NULL elsewhere */
 };
 
 /* `kernels` comes from ops/kernels.h (kernels_for). */

@@ -50,7 +50,8 @@ static const Number numbers[] = {
 };
 static const char *const sections[] = {"nodes", "link", "unit_rates"};
 static const char *const others[] = {"mop_machine", "name", "source", "unit", "like", "measured"};
-static const char *const units[] = {"_flop_per_s", "_bytes_per_s", "_s"}; /* how the names of measured figures end */
+static const char *const units[] = {"_flop_per_s", "_bytes_per_s", "_parameters_per_s",
+                                    "_s"}; /* how the names of measured figures end */
 
 bool machine_is_file(const char *name) {
     size_t n = strlen(name);

@@ -20,9 +20,10 @@
 #define NVLINK_SOURCE "; link: 340 of NVLink's 450 GB/s each way, latency assumed"
 #define NIC_SOURCE                                                                                                     \
     "; network: 43 of 50 GB/s each way of one 400 Gb/s NIC a GPU (DeepEP reports 43 to 47), latency assumed"
-#define ALONE_SOURCE "; link, network: none is assumed to exist; PCIe's 50 GB/s and 25 Gb/s Ethernet stand in"
+#define USABLE_SOURCE ", of which 0.98 less 5 GB of a node's GPU or 2.5 GB of a single one can be used, assumed"
+#define ALONE_SOURCE(pcie)                                                                                             \
+    "; link, network: none is assumed to exist; PCIe's " pcie " GB/s and 25 Gb/s Ethernet stand in, latencies assumed"
 
-/* Usable memory of a GPU: 0.98 of the physical bytes less 5 GB of a node's, 2.5 GB of a single one. */
 static const Machine machines[] = {
     {.name = "cpu",
      .cores = true,
@@ -30,8 +31,8 @@ static const Machine machines[] = {
      .source = "2 cores of an AMD EPYC (Zen 4, AVX-512, 3.65 GHz): peaks measured between registers; matrix, memory "
                "and link rates "
                "about what linear, AdamW and all_gather reached; attention judged from runs on a busy machine; "
-               "network: 10 Gb/s "
-               "Ethernet, assumed. `mop doctor --out FILE.json` measures yours",
+               "memory: 24 GiB for both; "
+               "network: 10 Gb/s Ethernet, and latencies, assumed. `mop doctor --out FILE.json` measures yours",
      .peak = {117 * GB, 233 * GB, 58 * GB},
      .achieved = {[RATE_MATRIX] = {100 * GB, 100 * GB, 50 * GB}, [RATE_ATTENTION] = {45 * GB, 45 * GB, 25 * GB}},
      .bytes_per_s = 20 * GB,
@@ -41,7 +42,7 @@ static const Machine machines[] = {
     {.name = "h200",
      .units = 8,
      HOPPER,
-     .source = HOPPER_SOURCE "4.8 TB/s, 143771 MiB" NVLINK_SOURCE NIC_SOURCE,
+     .source = HOPPER_SOURCE "4.8 TB/s, 143771 MiB" USABLE_SOURCE NVLINK_SOURCE NIC_SOURCE,
      .bytes_per_s = 3840 * GB,
      .memory_bytes = 142.7 * GB,
      .link = {340 * GB, 15e-6},
@@ -49,7 +50,7 @@ static const Machine machines[] = {
     {.name = "h100",
      .units = 8,
      HOPPER,
-     .source = HOPPER_SOURCE "3.35 TB/s, 81559 MiB" NVLINK_SOURCE NIC_SOURCE,
+     .source = HOPPER_SOURCE "3.35 TB/s, 81559 MiB" USABLE_SOURCE NVLINK_SOURCE NIC_SOURCE,
      .bytes_per_s = 2680 * GB,
      .memory_bytes = 78.8 * GB,
      .link = {340 * GB, 15e-6},
@@ -57,7 +58,7 @@ static const Machine machines[] = {
     {.name = "h200x1",
      .units = 1,
      HOPPER,
-     .source = HOPPER_SOURCE "4.8 TB/s, 143771 MiB" ALONE_SOURCE,
+     .source = HOPPER_SOURCE "4.8 TB/s, 143771 MiB" USABLE_SOURCE ALONE_SOURCE("50"),
      .bytes_per_s = 3840 * GB,
      .memory_bytes = 145.2 * GB,
      .link = {50 * GB, 15e-6},
@@ -65,7 +66,7 @@ static const Machine machines[] = {
     {.name = "h100x1",
      .units = 1,
      HOPPER,
-     .source = HOPPER_SOURCE "3.35 TB/s, 81559 MiB" ALONE_SOURCE,
+     .source = HOPPER_SOURCE "3.35 TB/s, 81559 MiB" USABLE_SOURCE ALONE_SOURCE("50"),
      .bytes_per_s = 2680 * GB,
      .memory_bytes = 81.3 * GB,
      .link = {50 * GB, 15e-6},
@@ -74,7 +75,7 @@ static const Machine machines[] = {
      .units = 1,
      .source = "A100-80 SXM: peaks: NVIDIA data sheet (fp32 and fp64 19.5, bf16 dense 312 TFLOP/s); matrix and "
                "attention: the shares that the "
-               "h100 rows have; memory: 0.8 of 2.039 TB/s, 81920 MiB" ALONE_SOURCE,
+               "h100 rows have; memory: 0.8 of 2.039 TB/s, 81920 MiB" USABLE_SOURCE ALONE_SOURCE("25"),
      .peak = {19.5 * TERA, 312 * TERA, 19.5 * TERA},
      .achieved = {[RATE_MATRIX] = {11.7 * TERA, 0.64 * 312 * TERA, 11.7 * TERA},
                   [RATE_ATTENTION] = {11.7 * TERA, 0.54 * 312 * TERA, 11.7 * TERA}},

@@ -100,7 +100,7 @@ static bool has_run(Event e) {
 static void wait_in(Stream *s, Event e, const Label *l) {
     if (has_run(e)) return;
     double start = seconds_now();
-    event_wait(e);
+    queue_wait(e);
     stream_spend(s, l, start, seconds_now());
 }
 
@@ -171,7 +171,7 @@ void queue_close(struct StreamQueue *q) {
 
 /* ---- The contract ----------------------------------------------------------------------------- */
 
-void stream_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes) {
+void queue_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes) {
     MUST(bytes <= LAUNCH_BYTES);
     Label l = s->charged.kind == WORK_COPY ? stream_label(s, WORK_COPY, 0) : s->charged;
     s->charged = (Label){0};
@@ -181,7 +181,7 @@ void stream_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes)
         run(s, fn, args, &l);
 }
 
-Event event_record(Stream *s) {
+Event queue_record(Stream *s) {
     Event e = {.stream = s, .clock = s->clock};
     if (!s->queue) return e;
     pthread_mutex_lock(&s->queue->lock);
@@ -190,7 +190,7 @@ Event event_record(Stream *s) {
     return e;
 }
 
-void event_wait(Event e) {
+void queue_wait(Event e) {
     if (!e.stream || !e.stream->queue) return;
     struct StreamQueue *q = e.stream->queue;
     pthread_mutex_lock(&q->lock);
@@ -198,7 +198,7 @@ void event_wait(Event e) {
     pthread_mutex_unlock(&q->lock);
 }
 
-void stream_wait(Stream *s, Event e) {
+void queue_follow(Stream *s, Event e) {
     if (!e.stream || e.stream == s) return;
     Label l = stream_label(s, WORK_WAIT, (int)e.stream->kind);
     if (e.clock > s->clock) {
@@ -210,8 +210,4 @@ void stream_wait(Stream *s, Event e) {
         enqueue(s->queue, NULL, NULL, 0, e, &l);
     else
         wait_in(s, e, &l);
-}
-
-void device_settle(Device *d) {
-    for (int i = 0; i < STREAM_COUNT; i++) event_wait(event_record(&d->stream[i]));
 }

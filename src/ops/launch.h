@@ -39,8 +39,11 @@ static inline void op_run(Stream *s, Op op, int type, int64_t flops, int64_t byt
     if (!run || bytes == 0) return;
     int column = type == FP64;
     bool fast = type == FP32 || type == BF16 || type == FP64;
-    LaunchFunction kernel = fast ? s->device->kernels->run[column][op] : NULL;
-    stream_launch(s, kernel != NULL ? kernel : kernels_plain.run[column][op], args, args_bytes);
+    const Kernels *kernels = s->device->kernels;
+    LaunchFunction kernel = fast ? kernels->run[column][op] : NULL;
+    if (kernel == NULL && kernels->otherwise != NULL) kernel = kernels->otherwise->run[column][op];
+    MUST(kernel != NULL); /* the device has this op */
+    stream_launch(s, kernel, args, args_bytes);
 }
 
 #endif

@@ -53,17 +53,22 @@ static bool measure(Report *r, const Host *h, const char *disk, Error *e) {
     return true;
 }
 
-/* What was asked for besides the figures. Files are written before anything is compared or run. */
-static int conclude(Report *r, const Host *h, const Arguments *a) {
+/* What was asked for besides the figures. Files are written before anything is compared or run. The machine is its GPUs where it
+ * has any. */
+static int conclude(Report *r, const Host *h, const Arguments *a, GpuAnswer gpus, const Machine *gpu) {
     Machine m;
     Error e = {0};
-    bool known = machine_of_report(r, h, &m);
+    if (gpus == GPU_MACHINE) m = *gpu;
+    bool known = gpus == GPU_MACHINE || (gpus == GPU_NONE && machine_of_report(r, h, &m));
+    bool steps = a->step && gpus == GPU_NONE;
     if (!known && (a->out || a->compare))
         report_broken(r, "no machine file can be made of these figures; see the notes");
+    if (a->step && !steps)
+        report_broken(r, "--step: the machine measured is a GPU, and steps are taken on the CPU: nothing to compare");
     bool ok = !known || ((!a->out || machine_write(&m, r, a->out, &e)) &&
                          (!a->compare || machine_compare(&m, r, a->compare, &e)));
     int code = ok ? EXIT_DONE : error_print(&e);
-    if (ok && known && a->step) code = doctor_step(a->step, a->out ? a->out : a->compare);
+    if (ok && known && steps) code = doctor_step(a->step, a->out ? a->out : a->compare);
     report_notes_print(r);
     if (code != EXIT_DONE) return code;
     return r->broken ? EXIT_WRONG : EXIT_DONE;
@@ -71,12 +76,15 @@ static int conclude(Report *r, const Host *h, const Arguments *a) {
 
 static int examine(Report *r, const Arguments *a) {
     Error e = {0};
+    Machine gpu;
     bool mpi = wire_mpi_world() > 0 && wire_mpi_built();
     if (mpi && !doctor_mpi_wire(r, &e)) return session_error(&e);
     if (mpi && wire_mpi_rank() > 0) return EXIT_DONE;
     if (mpi) printf("\n");
     Host h = host_look(r);
-    return measure(r, &h, a->disk ? a->disk : ".", &e) ? conclude(r, &h, a) : error_print(&e);
+    if (!measure(r, &h, a->disk ? a->disk : ".", &e)) return error_print(&e);
+    GpuAnswer gpus = doctor_gpus(r, &h, &gpu);
+    return conclude(r, &h, a, gpus, &gpu);
 }
 
 int doctor_command(int argc, char **argv) {

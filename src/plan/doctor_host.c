@@ -139,8 +139,7 @@ static bool in_path(const char *program) {
 
 static void look_at_build(Report *r) {
     bool built = wire_mpi_built(), launcher = in_path("mpirun");
-    printf("  MPI: %s, mpirun %s; GPU: this build has no device for one\n", built ? "built in" : "not built in",
-           launcher ? "found" : "not found");
+    printf("  MPI: %s, mpirun %s\n", built ? "built in" : "not built in", launcher ? "found" : "not found");
     if (!built)
         report_note(r, "built without MPI: ranks are threads of one process, on one machine; for more install "
                        "libopenmpi-dev and openmpi-bin and build again");
@@ -149,7 +148,6 @@ static void look_at_build(Report *r) {
             r, "mpirun is not in PATH: ranks are threads of one process, on one machine; for more install openmpi-bin");
     if (!built && wire_mpi_world() > 0)
         report_broken(r, "started by mpirun, but this mop has no MPI; install libopenmpi-dev and build again");
-    report_note(r, "runs use the CPU: this mop has no GPU device");
 }
 
 Host host_look(Report *r) {

@@ -6,10 +6,10 @@
 
 /* ---- Figures (doctor_report.c) ------------------------------------------------------------------- */
 
-enum { KEY_BYTES = 64, MAX_FIGURES = 160, MAX_NOTES = 24, MAX_SAMPLES = 64 };
+enum { KEY_BYTES = 64, MAX_FIGURES = 320, MAX_NOTES = 48, MAX_SAMPLES = 64 };
 
 typedef struct {
-    char key[KEY_BYTES]; /* ends with its unit: _flop_per_s, _bytes_per_s, _s */
+    char key[KEY_BYTES]; /* ends with its unit: _flop_per_s, _bytes_per_s, _parameters_per_s, _s */
     double least, median, most;
 } Figure;
 
@@ -64,6 +64,18 @@ void doctor_products(Report *r, int threads, Error *e);           /* doctor_prod
 void doctor_disk(Report *r, const char *directory);               /* doctor_disk.c */
 void doctor_threads_wire(Report *r, int ranks);                   /* doctor_wire.c */
 bool doctor_mpi_wire(Report *r, Error *e); /* every rank of the mpirun calls it; only rank 0 prints */
+
+/* cuda/doctor_gpu.c: what GPUs there are, and the first one measured; what is missing is noted. A machine: `out` is its GPUs. */
+typedef enum { GPU_NONE, GPU_MACHINE, GPU_INCOMPLETE } GpuAnswer;
+GpuAnswer doctor_gpus(Report *r, const Host *h, Machine *out);
+
+/* doctor_gpu_machine.c: the GPUs' figures as a machine; false: noted which are missing. */
+typedef struct {
+    char name[256];
+    int count, major, minor, multiprocessors; /* alike; compute capability */
+    double clock, memory_bytes;               /* the highest, Hz; that a run can use */
+} GpuFacts;
+bool machine_of_gpu(Report *r, const GpuFacts *g, Machine *out);
 
 /* doctor_machine.c */
 bool machine_of_report(Report *r, const Host *h, Machine *out); /* false: noted why the figures make no machine */

@@ -68,7 +68,9 @@ static bool ends_with(const char *text, const char *end) {
 
 const char *figure_text(const char *key, double value, char *text, size_t bytes) {
     if (ends_with(key, "flop_per_s"))
-        snprintf(text, bytes, "%.1f GFLOP/s", value / 1e9);
+        snprintf(text, bytes, value < 1e13 ? "%.1f GFLOP/s" : "%.1f TFLOP/s", value / (value < 1e13 ? 1e9 : 1e12));
+    else if (ends_with(key, "parameters_per_s"))
+        snprintf(text, bytes, "%.3f G/s", value / 1e9);
     else if (ends_with(key, "bytes_per_s"))
         snprintf(text, bytes, value < 1e9 ? "%.0f MB/s" : "%.2f GB/s", value / (value < 1e9 ? 1e6 : 1e9));
     else

@@ -36,9 +36,11 @@ typedef struct {
 static void run_collective(Rank *k, Collective c, int64_t n) {
     Group *g = &k->comm.group[AXIS_WORLD];
     Stream *s = &k->device->stream[STREAM_NETWORK];
-    int64_t world = g->axis.size, part = n / world;
+    int64_t world = g->axis.size, part = n / world, before = (g->axis.index + world - 1) % world;
     Tensor in = tensor_rows(k->in, 0, n);
     for (int64_t j = 0; j < world; j++) k->rows[j] = part;
+    if (c == RETURN_SUMS) /* each to the next: from the one before, to the beginning */
+        for (int64_t j = 0; j < world; j++) k->rows[j] = j == before ? 0 : -1;
     switch (c) {
     case ALL_GATHER: all_gather(g, s, tensor_rows(k->out, 0, n * world), in); break;
     case REDUCE_SCATTER: reduce_scatter(g, s, tensor_rows(k->out, 0, part), tensor_rows(k->in, 0, part * world)); break;
@@ -47,6 +49,8 @@ static void run_collective(Rank *k, Collective c, int64_t n) {
         all_to_all(g, s, tensor_rows(k->out, 0, part * world), k->rows, tensor_rows(k->in, 0, part * world), k->rows);
         break;
     case BROADCAST: broadcast(g, s, in, 0); break;
+    case SHIFT: shift(g, s, tensor_rows(k->out, 0, n), in); break;
+    case RETURN_SUMS: return_sums(g, s, tensor_rows(k->out, 0, n), k->rows, in, (g->axis.index + 1) % world); break;
     default: barrier(g, s); break;
     }
 }

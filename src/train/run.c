@@ -57,6 +57,12 @@ static bool heads_divide(const Config *c, const Spec *spec, Error *e) {
 
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e) {
     Mesh m;
+    if (strncmp(c->device, "cuda:", 5) == 0)
+        return fail(
+            e, EXIT_USAGE,
+            "device %s: this version has no ops on a GPU and cannot run a model there; `mop doctor` measures it; use "
+            "cpu, or sim:h100x1 to plan for one",
+            text_shown(c->device).text);
     if (spec->moe_layers == 0)
         return fail(e, EXIT_DATA,
                     "the model has no layer with experts; mop trains mixture-of-experts models; check model.config");

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Folders of src/ include themselves and folders to their left, nothing else; the libraries that one file is meant to hide are
-# included there only. Each rule is first shown to notice a file that breaks it, then applied to the tree.
+# included there only; what needs CUDA is included in folders named cuda only. Each rule is first shown to notice a file that
+# breaks it, then applied to the tree.
 set -euo pipefail
 
 order=(base device ops comm model store data checkpoint train plan main)
-hidden=("mpi.h src/comm/wire_mpi.c" "yaml.h src/base/" "jansson.h src/base/")
+hidden=("mpi.h src/comm/wire_mpi.c" "yaml.h src/base/" "jansson.h src/base/" "cublasLt.h src/device/cuda/" "cudnn.h src/device/cuda/"
+    "nccl.h src/device/cuda/")
 
 # Prints every violation under ROOT/src, a line each.
 violations() {
     local file line
-    (cd "$1" && find src -name '*.[ch]' -print0 | sort -z | xargs -0 grep -nE '^[[:space:]]*#[[:space:]]*include' /dev/null) |
+    (cd "$1" && find src \( -name '*.[ch]' -o -name '*.cu' \) -print0 | sort -z | xargs -0 grep -nE '^[[:space:]]*#[[:space:]]*include' /dev/null) |
         awk -v order="${order[*]}" -v hidden="$(printf '%s;' "${hidden[@]}")" -v root="$1" '
             BEGIN {
                 n = split(order, folder, " ")
@@ -35,6 +37,7 @@ violations() {
                 to = name; sub(/\/.*$/, "", to)
                 if (name !~ /\// || name ~ /\.\.\//) { say("\"" name "\" is not spelled \"folder/file.h\""); next }
                 if (!(to in place)) say("\"" name "\" is outside src/")
+                else if (name ~ /\/cuda\// && file !~ /\/cuda\//) say("\"" name "\" is for folders named cuda")
                 else if (place[to] > place[from]) say(from " may not include " to " (\"" name "\")")
                 else if (system("test -f " root "/src/" name)) say("\"" name "\" does not exist")
             }'
@@ -71,6 +74,9 @@ notices src/train/step.c '#include "base.h"' "not spelled"
 notices src/ops/cpu/dense.c '#include "../../store/store.h"' "not spelled"
 notices src/plan/plan.c '#include "tests/testing.h"' "outside src/"
 notices src/plan/plan.c '#include <mpi.h>' "belongs to src/comm/wire_mpi.c"
+notices src/plan/plan.c '#include <cudnn.h>' "belongs to src/device/cuda/"
+notices src/plan/plan.c '#include "device/cuda/gpu.h"' "is for folders named cuda"
+notices src/ops/cuda/update.cu '#include "model/block.h"' "ops may not include model"
 notices src/other/other.c '#include "base/base.h"' "is in no layer"
 accepts src/main.c '#include "store/store.h"'
 accepts src/store/shard.c '#include "store/store.h"'
@@ -81,4 +87,4 @@ if [[ -n $found ]]; then
     echo "$found"
     exit 1
 fi
-echo "layers: $(find src -name '*.[ch]' | wc -l) files include only themselves and what is to their left: ${order[*]}"
+echo "layers: $(find src -name '*.[ch]' -o -name '*.cu' | wc -l) files include only themselves and what is to their left: ${order[*]}"

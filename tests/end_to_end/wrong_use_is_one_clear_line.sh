@@ -21,6 +21,7 @@ refuses 2 "no model: give model.config" train --run "$run"
 refuses 2 "no data: give data.path" "${train[@]}" --set data.path=
 refuses 2 "3 does not divide the 4 ranks" "${train[@]}" --set ranks=4 --set mixture.expert=3
 refuses 2 "only meters" "${train[@]}" --set device=sim:h200
+refuses 2 "device cuda:0: this version has no ops on a GPU" "${train[@]}" --set device=cuda:0
 refuses 2 "no machine is named \"h3000\"" plan examples/tiny.yaml --set device=sim:h3000
 refuses 2 "generate needs a prompt" generate examples/tiny.yaml
 refuses 2 "\-\-tokens is \"1.5\"; it must be an integer from 1" generate examples/tiny.yaml --prompt a --tokens 1.5

@@ -3,4 +3,5 @@
 
 #define ENTRY(op, name) [op] = plain_##name,
 
-const Kernels kernels_plain = {.name = "plain", .run = {{DEFINITIONS(ENTRY)}, {DEFINITIONS(ENTRY)}}};
+const Kernels kernels_plain = {
+    .name = "plain", .run = {{DEFINITIONS(ENTRY)}, {DEFINITIONS(ENTRY)}}, .otherwise = &kernels_plain};

@@ -10,7 +10,7 @@
 #define TABLES(isa, double_isa)                                                                                        \
     FAST_KERNELS(DECLARE, float, isa)                                                                                  \
     static const Kernels kernels_##isa = {                                                                             \
-        #isa, {{FAST_KERNELS(ENTRY, float, isa)}, {FAST_KERNELS(ENTRY, double, double_isa)}}};
+        #isa, {{FAST_KERNELS(ENTRY, float, isa)}, {FAST_KERNELS(ENTRY, double, double_isa)}}, &kernels_plain};
 
 FAST_KERNELS(DECLARE, double, portable)
 TABLES(portable, portable)
@@ -66,6 +66,7 @@ const Kernels *kernels_for(const char *device, Error *e) {
     if (strncmp(device, "sim:", 4) == 0) return NULL;
     if (strcmp(device, "cpu") == 0 || strcmp(device, "cpu:late") == 0) return kernels_best();
     if (strcmp(device, "cpu:plain") == 0) return &kernels_plain;
+    if (strncmp(device, "cuda:", 5) == 0) return &kernels_cuda;
     for (size_t i = 0; i < COUNT(sets); i++) {
         if (strcmp(device, sets[i].device) != 0) continue;
         if (sets[i].supported()) return sets[i].kernels;
@@ -77,7 +78,7 @@ const Kernels *kernels_for(const char *device, Error *e) {
     }
     fail(e, EXIT_USAGE,
          "\"%s\" is not a device; device; use cpu, cpu:plain, cpu:late, cpu:avx512bf16, cpu:avx512, "
-         "cpu:avx2, cpu:portable or sim:NAME",
+         "cpu:avx2, cpu:portable, cuda:0 or sim:NAME",
          text_shown(device).text);
     return NULL;
 }
