@@ -315,8 +315,8 @@ static void pay_ring(Bill *bill, const Letters *x, int64_t i, bool training) {
 /* `there` bytes a row to the heads, `back` bytes a row home. */
 static void pay_ulysses_pass(Bill *bill, const Letters *x, int64_t i, int64_t calls, int64_t there, int64_t back) {
     int64_t T = tokens(x, x->rank, i);
-    int64_t R = sequences(x, x->rank, i) * ring_positions(x, x->rank / x->D_u % x->D_r);
-    int64_t others = R - T, copies = (x->D_u - 1) * T;
+    int64_t Q = sequences(x, x->rank, i) * ring_positions(x, x->rank / x->D_u % x->D_r);
+    int64_t others = Q - T, copies = (x->D_u - 1) * T;
     pay(bill, AXIS_ULYSSES, ALL_TO_ALL, calls, copies * there + others * back, others * there + copies * back);
 }
 
@@ -447,9 +447,9 @@ static const Row rows[] = {
     {"", .spec = eight_heads, .layout = {2, "dense=1 ulysses=2 ulysses_heads=2 train.micro_batches=2"}},
     {"", .spec = eight_heads, .layout = {8, "dense=2 ulysses=8 compute.type=fp32 compute.activations=recompute"}},
     {"", .spec = six_heads, .layout = {2, "dense=1 ulysses=2 compute.type=bf16"}},
-    {"mixtral", .layout = {3, "dense=1 ring=3"}},
-    {"qwen3_moe", .layout = {8, "dense=1 ring=8 compute.type=bf16 train.micro_batches=2"}},
-    {"", .spec = six_heads, .layout = {6, "dense=6 ulysses=2 ring=3 compute.type=bf16"}},
+    {"mixtral", .layout = {3, "dense=1 ring=3 train.sequence_length=25"}},
+    {"qwen3_moe", .layout = {8, "dense=1 ring=8 compute.type=bf16 train.micro_batches=2 train.sequence_length=23"}},
+    {"", .spec = six_heads, .layout = {6, "dense=6 ulysses=2 ring=3 compute.type=bf16 train.sequence_length=25"}},
     {"", .spec = eight_heads, .layout = {8, "dense=4 ulysses=4 ring=2 ulysses_heads=1"}},
     {"olmoe", .layout = {4, "dense=1 expert=4"}},
     {"olmoe", .layout = {8, "dense=1 expert=8 compute.type=bf16 compute.activations=recompute"}},
