@@ -182,6 +182,29 @@ void ranks_train(Ranks *r, int64_t first, int64_t count, StepResult *out) {
     free(t.results);
 }
 
+bool do_everything(Run *r, void *context, Error *e) {
+    StepResult out;
+    Evaluation evaluation;
+    int32_t ids[40] = {0};
+    (void)context;
+    return train_step(r, 0, false, &out, e) && train_step(r, 1, false, &out, e) && evaluate(r, &evaluation, e) &&
+           generate(r, ids, 20, 1, (Sampling){0}, e) && train_step(r, 2, false, &out, e);
+}
+
+Price *ranks_prices(Ranks *r) {
+    Price *p = needed((size_t)r->world, sizeof *p);
+    for (int i = 0; i < r->world; i++) run_price(r->run[i], &p[i]);
+    return p;
+}
+
+void assert_within_plan(const char *what, Ranks *r, const Price *used) {
+    for (int i = 0; i < r->world; i++)
+        for (int a = 0; a < ARENA_COUNT; a++)
+            if (used[i].bytes[a] > r->price[i].bytes[a])
+                fail_msg("%s: rank %d of %d used %zu bytes of %s, the plan says %zu", what, i, r->world,
+                         used[i].bytes[a], used[i].name[a], r->price[i].bytes[a]);
+}
+
 static bool same_bits(double a, double b) {
     return memcmp(&a, &b, sizeof a) == 0;
 }

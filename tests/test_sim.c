@@ -85,16 +85,6 @@ static Ranks *open_row(const Row *row, const char *documents, const char *device
     return ranks_open(setup);
 }
 
-/* Two steps, an evaluation, a token of generation, and a step that applies what is due. */
-static bool do_everything(Run *r, void *context, Error *e) {
-    StepResult out;
-    Evaluation evaluation;
-    int32_t ids[40] = {0};
-    (void)context;
-    return train_step(r, 0, false, &out, e) && train_step(r, 1, false, &out, e) && evaluate(r, &evaluation, e) &&
-           generate(r, ids, 20, 1, (Sampling){0}, e) && train_step(r, 2, false, &out, e);
-}
-
 static void assert_same_count(const char *what, const char *of, int64_t cpu, int64_t sim) {
     if (cpu != sim) fail_msg("%s of %s: %lld on cpu, %lld on sim", what, of, (long long)cpu, (long long)sim);
 }
@@ -129,13 +119,6 @@ static void assert_same_peaks(const Price *cpu, const Price *sim) {
     }
 }
 
-static Price *prices_of(Ranks *r) {
-    Price *p = calloc((size_t)r->world, sizeof *p);
-    assert_non_null(p);
-    for (int i = 0; i < r->world; i++) run_price(r->run[i], &p[i]);
-    return p;
-}
-
 static void remove_record(const char *folder, const char *record, int world) {
     for (int i = 0; i < world; i++) {
         char path[100];
@@ -156,11 +139,11 @@ static void the_same_run_costs_the_same_on_cpu_and_sim_to_the_byte(void **state)
         snprintf(replaying, sizeof replaying, "sim.routing=replay:%s", record);
         Ranks *cpu = open_row(&rows[i], documents, "device=cpu", recording);
         ranks_run(cpu, do_everything, NULL);
-        Price *real = prices_of(cpu);
+        Price *real = ranks_prices(cpu);
         ranks_close(cpu);
         Ranks *sim = open_row(&rows[i], documents, "device=sim:h200", replaying);
         ranks_run(sim, do_everything, NULL);
-        Price *simulated = prices_of(sim);
+        Price *simulated = ranks_prices(sim);
         for (int rank = 0; rank < rows[i].world; rank++) {
             assert_same_meters(&real[rank].meter, &simulated[rank].meter);
             assert_same_peaks(&real[rank], &simulated[rank]);
@@ -238,14 +221,6 @@ static double wish_middle(int64_t expert, int64_t experts) {
     return expert > experts / 2 ? -3 * (double)(expert - experts / 2) : -4 * (double)(experts / 2 - expert);
 }
 
-static void assert_within_plan(Ranks *r, const Price *real) {
-    for (int i = 0; i < r->world; i++)
-        for (int a = 0; a < ARENA_COUNT; a++)
-            if (real[i].bytes[a] > r->price[i].bytes[a])
-                fail_msg("rank %d of %d used %zu bytes of %s, the plan says %zu", i, r->world, real[i].bytes[a],
-                         real[i].name[a], r->price[i].bytes[a]);
-}
-
 /* All tokens to one rank's experts is what the plan foresees for it: the plan is reached, not only kept. */
 static void no_routing_needs_more_than_the_plan_and_the_worst_needs_all_of_it(void **state) {
     (void)state;
@@ -269,8 +244,8 @@ static void no_routing_needs_more_than_the_plan_and_the_worst_needs_all_of_it(vo
                 collection_free(&weights);
             }
             ranks_run(r, do_everything, NULL);
-            Price *real = prices_of(r);
-            assert_within_plan(r, real);
+            Price *real = ranks_prices(r);
+            assert_within_plan("a row of test_sim", r, real);
             for (int rank = 0; rank < r->world; rank++)
                 for (int a = 0; a < ARENA_COUNT; a++)
                     reached[a] = reached[a] || real[rank].bytes[a] == r->price[rank].bytes[a];

@@ -21,6 +21,9 @@ typedef struct {
 } Layout;
 
 extern const Layout alone; /* one rank, everything 1 */
+/* On up to 8 ranks: each axis alone as wide as the world, then 50 drawn mixtures of all axes and settings. */
+extern const Layout mixture[];
+extern const size_t mixtures;
 
 typedef void (*Rig)(Ranks *r, Collection *weights);
 
@@ -28,7 +31,8 @@ typedef struct {
     const char *spec;      /* NULL: the family's fixture */
     const char *documents; /* NULL: packed random ones */
     const char *options[TRIAL_OPTIONS];
-    Rig rig; /* changes the weights before the first step */
+    Rig rig;    /* changes the weights before the first step */
+    bool roomy; /* see RanksSetup */
 } Trial;
 
 typedef struct {
