@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-enum { EXPERTS = 17, CHOICES = 2, HOT = 2, WIDTH = 24, INNER = 12, WIDE_INNER = 256 };
+enum { EXPERTS = 17, CHOICES = 2, HOT = 2, WIDTH = 24 };
 
 /* Seventeen experts: over 8 ranks three each, so that one rank has two and two ranks have none. Two of them are 12 %. */
 #define MODEL(inner, tied)                                                                                             \
@@ -74,6 +74,7 @@ typedef struct {
 
 static Routed routed_open(Layout l, const Trial *trial) {
     Ranks *r = trial_open("", l, trial);
+    assert_true(r->spec.experts == EXPERTS && r->spec.top_k == CHOICES && r->spec.hidden == WIDTH);
     return (Routed){r, ranks_collect(r, STORE_MASTER)};
 }
 
@@ -196,7 +197,7 @@ static Letters letters_of(const Run *r, int64_t micro) {
                  .T = r->micro[micro].tokens,
                  .k = CHOICES,
                  .H = WIDTH,
-                 .I = WIDE_INNER,
+                 .I = r->spec->expert_hidden,
                  .b = (int64_t)type_bytes(c->compute_type),
                  .f = c->compute_type == FP64 ? 8 : 4,
                  .imports = E_p > 1 ? c->mixture_balance_imports : 0,
@@ -318,9 +319,9 @@ static void assert_bounded(const char *name, Routed *x, Want want, int64_t membe
         const Run *run = all[i].run;
         bool backward = i >= world;
         int64_t expected = formula(run, &all[i], backward, false), most = formula(run, &all[i], backward, true);
-        Letters x = letters_of(run, 0);
-        bool busy =
-            2 * all[i].arrived[0] >= x.k * ceil_div(x.T, x.K); /* else the arena is fullest with something else */
+        Letters letters = letters_of(run, 0);
+        int64_t slots = letters.k * ceil_div(letters.T, letters.K);
+        bool busy = 2 * all[i].arrived[0] >= slots; /* else the arena is fullest with something else */
         if (busy ? all[i].used != expected : all[i].used > expected)
             fail_msg("%s: rank %d, %s: the experts use %lld bytes of work, the formula says %lld", name,
                      run->comm.mesh.rank, backward ? "backward" : "forward", (long long)all[i].used,
