@@ -1,9 +1,12 @@
-/* Whole training steps of three models: the example, one with many experts, one of half a billion parameters. Prints the median step,
- * the FLOP rate of its own charge, and memory; a JSON line each. Usage: bench_steps [TEXT] [example|many|half]...
+/* Whole training steps of three models: the example, one with many experts, one of half a billion parameters. Prints
+ * the median step, the FLOP rate of its own charge, and memory; a JSON line each. Usage: bench_steps [TEXT]
+ * [example|many|half]...
  *
- * After the counted steps one more is profiled: time by op, and what is left (waiting for other ranks, and the host's own work).
+ * After the counted steps one more is profiled: time by op, and what is left (waiting for other ranks, and the host's
+ * own work).
  *
- * The same shapes and batches as the PyTorch measurements in docs/performance.md: compare in the same hour on the same machine.
+ * The same shapes and batches as the PyTorch measurements in docs/performance.md: compare in the same hour on the
+ * same machine.
  */
 #include "ops/kernels.h"
 #include "plan/plan.h"

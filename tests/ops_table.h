@@ -83,8 +83,9 @@ static void make_dy(Trial *t, int i, Type type) {
     make(t, &t->dy[i], 0, type, y.dims, y.dim);
 }
 
-/* first and last, whole numbers from 0 to `most`, become bounds that never fall, the first not above the last: they rise by
- * uneven steps, far apart in the middle and equal here and there; half way come an empty stretch and a leap. */
+/* first and last, whole numbers from 0 to `most`, become bounds that never fall, the first not above the last: they
+ * rise by uneven steps, far apart in the middle and equal here and there; half way come an empty stretch and a leap.
+ * */
 static void fill_sight(Tensor first, Tensor last, int64_t most) {
     int64_t n = tensor_count(first), low = 0, high = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -332,9 +333,9 @@ static void rope_backward(Trial *t) {
 
 /* ---- attention: n = queries, heads, kv heads, d, keys, sight, results in the sum type --------- */
 
-/* Which keys queries see: any two bounds that never fall, so that some rows see nothing, some keys are seen by nobody and
- * intervals are of any length; or documents of 1 to 3 times some length under a window, each row seeing itself and what came
- * before; or all. */
+/* Which keys queries see: any two bounds that never fall, so that some rows see nothing, some keys are seen by nobody
+ * and intervals are of any length; or documents of 1 to 3 times some length under a window, each row seeing itself
+ * and what came before; or all. */
 typedef enum { SIGHT_ANY, SIGHT_CAUSAL, SIGHT_WINDOW, SIGHT_ALL } Sight;
 
 static void make_sight(Trial *t, Slot *first_slot, Slot *last_slot) {

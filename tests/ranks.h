@@ -42,7 +42,8 @@ bool ranks_try(Ranks *r, RanksBody body, void *context);
  * same bits on all ranks. */
 void ranks_train(Ranks *r, int64_t first, int64_t count, StepResult *out);
 
-/* A body, of all that a plan foresees: two steps, an evaluation, a token of generation, and a step that applies what is due. */
+/* A body, of all that a plan foresees: two steps, an evaluation, a token of generation, and a step that applies what
+ * is due. */
 bool do_everything(Run *r, void *context, Error *e);
 /* What every rank has used so far, [world]; freed by the caller. */
 Price *ranks_prices(Ranks *r);

@@ -877,7 +877,8 @@ typedef struct {
     int64_t exchanges[CUT_MEMBERS];
 } Cutting;
 
-/* The first group exchanges until the first rank of the other one poisons the wire, or until one has waited too long. */
+/* The first group exchanges until the first rank of the other one poisons the wire, or until one has waited too long.
+ * */
 static bool exchange_until_cut(Peers *p, int rank, Error *e) {
     Cutting *cut = p->context;
     if (rank > CUT_MEMBERS || (rank == CUT_MEMBERS && cut->delay == 0)) return true;
@@ -909,7 +910,8 @@ static void assert_all_or_none(Peers p, Cutting cut) {
     }
 }
 
-/* Whoever gives up takes his arrival back; were he to do so after the last has come, some would exchange and some not. */
+/* Whoever gives up takes his arrival back; were he to do so after the last has come, some would exchange and some
+ * not. */
 static void an_exchange_happens_for_all_its_members_or_for_none(void **state) {
     (void)state;
     for (int i = 0; i < 100; i++)

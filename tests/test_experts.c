@@ -1,5 +1,6 @@
-/* Experts agree: however many rounds tokens take to them, whoever works for whom, and whatever the routing, the numbers are those of one
- * rank in one round; the rows that lie on a rank at once are bounded; and the placement is a fair plan that all ranks make alike. */
+/* Experts agree: however many rounds tokens take to them, whoever works for whom, and whatever the routing, the
+ * numbers are those of one rank in one round; the rows that lie on a rank at once are bounded; and the placement is a
+ * fair plan that all ranks make alike. */
 #include "trials.h"
 
 #include "base/random.h"
@@ -16,8 +17,8 @@
 
 /* ---- Rounds and placement change no number ----------------------------------------------------- */
 
-/* Every E_p of these worlds with tokens of a round from 1 to more than there are, imports, micro-batches and activations taking turns. A rank
- * has up to 120 tokens; 6 or 7 experts leave some of 8 ranks without any. */
+/* Every E_p of these worlds with tokens of a round from 1 to more than there are, imports, micro-batches and
+ * activations taking turns. A rank has up to 120 tokens; 6 or 7 experts leave some of 8 ranks without any. */
 static void every_number_of_rounds_and_imports_on_1_to_8_ranks_equals_one_rank(void **state) {
     (void)state;
     static const int worlds[] = {1, 2, 3, 4, 6, 8}, tokens[] = {7, 1, 24, 1000, 11}, imports[] = {1, 0, 3, 2};

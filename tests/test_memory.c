@@ -1,8 +1,9 @@
-/* Memory is a contract: whatever the routing, no arena of any rank holds more than the plan says, and the routing that the plan foresees
- * for a rank needs all of it. What the experts of a layer need is the formula of docs/parallel.md, of the rows that a round brings,
- * which no routing makes more than R.
+/* Memory is a contract: whatever the routing, no arena of any rank holds more than the plan says, and the routing
+ * that the plan foresees for a rank needs all of it. What the experts of a layer need is the formula of
+ * docs/parallel.md, of the rows that a round brings, which no routing makes more than R.
  *
- * Routings are made: every token id wants its own experts, each the most of what one feature of the hidden states says. */
+ * Routings are made: every token id wants its own experts, each the most of what one feature of the hidden states
+ * says. */
 #include "trials.h"
 
 #include <math.h>
@@ -16,7 +17,8 @@
 
 enum { EXPERTS = 17, CHOICES = 2, HOT = 2, WIDTH = 24 };
 
-/* Seventeen experts: over 8 ranks three each, so that one rank has two and two ranks have none. Two of them are 12 %. */
+/* Seventeen experts: over 8 ranks three each, so that one rank has two and two ranks have none. Two of them are 12 %.
+ * */
 #define MODEL(inner, tied)                                                                                             \
     "{\"model_type\": \"olmoe\", \"vocab_size\": 67, \"hidden_size\": 24, \"num_hidden_layers\": 2, "                  \
     "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"num_experts\": 17, \"num_experts_per_tok\": "           \
@@ -95,8 +97,8 @@ static void route_by(Routed *x, Want want, int64_t member) {
         }
 }
 
-/* JSONL of documents of up to 24 tokens that go round all ids, so that a batch has as many of each as of any other; freed by the
- * caller. */
+/* JSONL of documents of up to 24 tokens that go round all ids, so that a batch has as many of each as of any other;
+ * freed by the caller. */
 static char *even_documents(int documents) {
     char *text = NULL;
     size_t bytes = 0;
@@ -145,8 +147,8 @@ static void assert_share_of_hot(const char *name, Routed *x, Want want, double l
         fail_msg("%s: %.3f of all rows are of %d of %d experts", name, share, HOT, EXPERTS);
 }
 
-/* What the plan says of a rank, over what it used when all tokens went to the experts of its member number. Members without
- * experts need no more than they do here. */
+/* What the plan says of a rank, over what it used when all tokens went to the experts of its member number. Members
+ * without experts need no more than they do here. */
 static double worst_slack(const char *name, Routed *x) {
     const Ranks *r = x->ranks;
     double slack = 0;
@@ -231,7 +233,8 @@ static int64_t round_bytes(const Letters *x, int64_t rows, bool backward) {
     return bytes + buffers(3, matrix, x->b) + (backward ? buffers(3, matrix, x->f) : 0);
 }
 
-/* And what does: a number for each slot, and in backward the experts' input, its gradient and that of the routing weights. */
+/* And what does: a number for each slot, and in backward the experts' input, its gradient and that of the routing
+ * weights. */
 static int64_t token_bytes(const Letters *x, bool backward) {
     int64_t numbers = backward ? 2 - (x->kept && x->E_p == 1) : 1;
     int64_t bytes = buffers(numbers, x->T * x->k, x->f);

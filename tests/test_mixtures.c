@@ -1,5 +1,6 @@
-/* Mixtures: every axis of the mesh at once, chosen without regard to the others, over the same ranks, gives the numbers of one rank: loss,
- * norm, every gradient after the first step, every weight and moment after the fifth. In the mixtures of trials.h; then under routing and data that leave experts, ranks and whole groups without work. */
+/* Mixtures: every axis of the mesh at once, chosen without regard to the others, over the same ranks, gives the
+ * numbers of one rank: loss, norm, every gradient after the first step, every weight and moment after the fifth. In
+ * the mixtures of trials.h; then under routing and data that leave experts, ranks and whole groups without work. */
 #include "trials.h"
 
 #include <setjmp.h>

@@ -96,8 +96,8 @@ static bool held_in_bf16(const Trial *t, const Slot *slot) {
     return slot->tensor.type == BF16 || (slot->flags & ROUNDED && t->real == BF16);
 }
 
-/* Sums of a few hundred terms in any order. In bf16, results on different sides of a rounding differ by one step of 8 bits:
- * that is rare where both round at the same points. */
+/* Sums of a few hundred terms in any order. In bf16, results on different sides of a rounding differ by one step of 8
+ * bits: that is rare where both round at the same points. */
 static void compare_slot(const Trial *got, const char *what, const Slot *slot, const Slot *expected) {
     const double bound = got->real == FP64 ? 1e-12 : 1e-5, bf16_step = 0x1p-7, bf16_share = 0.05;
     double least = got->row->cancelled;
@@ -700,7 +700,8 @@ static void not_a_number_and_infinity_show_in_square_sums(void **state) {
     bench_close(&b);
 }
 
-/* A logit that is not a number must reach the loss, whatever part it lies in; a part of -infinities alone is as good as none. */
+/* A logit that is not a number must reach the loss, whatever part it lies in; a part of -infinities alone is as good
+ * as none. */
 static void not_a_number_shows_in_a_joined_loss_and_infinity_does_not(void **state) {
     (void)state;
     static const char *const names[] = {"cpu:plain", "cpu"};

@@ -1,6 +1,6 @@
-/* Communication hides behind work: on sim, whose clocks are exact, the compute stream waits for only a part of what the network stream
- * carries wherever the schedule lets the two run side by side. Machines, models and lengths are such that there is enough work to hide
- * behind; how much a real machine hides its trace shows. */
+/* Communication hides behind work: on sim, whose clocks are exact, the compute stream waits for only a part of what
+ * the network stream carries wherever the schedule lets the two run side by side. Machines, models and lengths are
+ * such that there is enough work to hide behind; how much a real machine hides its trace shows. */
 #include "ranks.h"
 
 #include <setjmp.h>
@@ -68,7 +68,8 @@ static Exposure expose(Question q, const char *length, const char *dense, const 
     return q.out;
 }
 
-/* Of a whole step; of an evaluation, without the sums of gradients, which are queued before what a layer wants at once. */
+/* Of a whole step; of an evaluation, without the sums of gradients, which are queued before what a layer wants at
+ * once. */
 static Question step_of(Component c) {
     return (Question){.component = c};
 }

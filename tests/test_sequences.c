@@ -1,5 +1,5 @@
-/* A sequence spread over ranks, by heads (ulysses), by blocks (ring) and both, gives the numbers of one rank: whatever the documents,
- * the micro-batches and the other axes; and what only moves work changes no bit. */
+/* A sequence spread over ranks, by heads (ulysses), by blocks (ring) and both, gives the numbers of one rank:
+ * whatever the documents, the micro-batches and the other axes; and what only moves work changes no bit. */
 #include "trials.h"
 
 #include <setjmp.h>
@@ -98,7 +98,8 @@ static void a_sequence_on_many_ranks_equals_one_rank(void **state) {
     }
 }
 
-/* 12 query heads, 4 KV heads: slices of several KV heads on 2 ranks, KV heads that ranks share on 3 and 6, one each on 4. */
+/* 12 query heads, 4 KV heads: slices of several KV heads on 2 ranks, KV heads that ranks share on 3 and 6, one each
+ * on 4. */
 static const char many_heads[] =
     "{\"model_type\": \"qwen3_moe\", \"vocab_size\": 67, \"hidden_size\": 20, \"num_hidden_layers\": 2, "
     "\"num_attention_heads\": 12, \"num_key_value_heads\": 4, \"head_dim\": 6, \"num_experts\": 5, "

@@ -1,6 +1,7 @@
-/* What crosses the wires is what docs/parallel.md says, to the byte: the meter of every rank, of a training step and of a pass of
- * evaluation, against that page's formulas, which stand here as functions of its letters. Nothing is taken from the code that moves the
- * bytes but two facts about the data: how the router chose, and which tokens lie where. What no formula explains fails. */
+/* What crosses the wires is what docs/parallel.md says, to the byte: the meter of every rank, of a training step and
+ * of a pass of evaluation, against that page's formulas, which stand here as functions of its letters. Nothing is
+ * taken from the code that moves the bytes but two facts about the data: how the router chose, and which tokens lie
+ * where. What no formula explains fails. */
 #include "model/balance.h"
 #include "trials.h"
 
@@ -140,7 +141,8 @@ static int64_t kv_heads(const Letters *x) {
 
 enum { TABLES = 24, TOKENS = 400, MICRO_BATCHES = 4 };
 
-/* The tables [E_p][K][E] that a rank read, one for each layer with experts and micro-batch, in that order; and its tokens. */
+/* The tables [E_p][K][E] that a rank read, one for each layer with experts and micro-batch, in that order; and its
+ * tokens. */
 typedef struct {
     int64_t *table[TABLES];
     int tables;
@@ -253,7 +255,8 @@ static void pay_parts(Bill *bill, AxisName axis, Collective c, int64_t G, int64_
     pay(bill, axis, c, 1, (G - 1) * n, (G - 1) * n);
 }
 
-/* all_reduce of n numbers of e bytes, by member j: everybody sends his to everybody; above 16 KiB each sums the part that is his. */
+/* all_reduce of n numbers of e bytes, by member j: everybody sends his to everybody; above 16 KiB each sums the part
+ * that is his. */
 static void pay_sum(Bill *bill, AxisName axis, int64_t G, int64_t j, int64_t n, int64_t e) {
     int64_t each = ceil_div(n, G), part = max64(0, min64(each, n - j * each));
     int64_t bytes = n * e <= 16 * 1024 ? (G - 1) * n * e : (n - part + (G - 1) * part) * e;
@@ -272,7 +275,8 @@ static void pay_world(Bill *bill, const Letters *x, bool training) {
             pay_sum(bill, AXIS_SEQUENCE, x->D, x->rank % x->D, sequences(x, x->rank, i) * x->E, 8);
 }
 
-/* A vector of n numbers that G ranks share: gathered so many times; in training its gradient goes to the shards. Returns a shard's. */
+/* A vector of n numbers that G ranks share: gathered so many times; in training its gradient goes to the shards.
+ * Returns a shard's. */
 static int64_t pay_shared(Bill *bill, const Letters *x, AxisName axis, int64_t G, int64_t n, int64_t gathers,
                           bool training) {
     int64_t shard = ceil_div(n, G);
@@ -570,7 +574,8 @@ static const struct {
     {AXIS_VOCABULARY_REPLICA, ALL_REDUCE},
 };
 
-/* Few enough documents that one pass evaluates them all, so that the tokens that are there afterwards are those of the pass. */
+/* Few enough documents that one pass evaluates them all, so that the tokens that are there afterwards are those of
+ * the pass. */
 static void every_byte_between_ranks_is_explained_by_a_formula(void **state) {
     (void)state;
     bool shown[AXIS_COUNT][COLLECTIVE_COUNT] = {0};

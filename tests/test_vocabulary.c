@@ -1,5 +1,6 @@
-/* Embedding and head split over the ranks agree with those of one rank: however many ranks share the vocabulary, whatever travels for
- * the loss, in however many rounds; and the meter counts the bytes that the choice of what travels goes by. */
+/* Embedding and head split over the ranks agree with those of one rank: however many ranks share the vocabulary,
+ * whatever travels for the loss, in however many rounds; and the meter counts the bytes that the choice of what
+ * travels goes by. */
 #include "comm/calls.h"
 #include "model/vocabulary.h"
 #include "trials.h"

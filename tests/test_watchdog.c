@@ -1,5 +1,5 @@
-/* A rank that does not come ends the program, with exit 6 and its name, also when it is a thread that never returns. The program is
- * a child of this one, so that its exit can be seen. */
+/* A rank that does not come ends the program, with exit 6 and its name, also when it is a thread that never returns.
+ * The program is a child of this one, so that its exit can be seen. */
 #define _POSIX_C_SOURCE 200809L
 #include "plan/plan.h"
 

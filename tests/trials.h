@@ -49,8 +49,8 @@ void outcome_free(Outcome *o);
 void assert_near(const char *what, const char *number, double got, double expected, double bound);
 void assert_outcomes_close(const char *what, const Outcome *got, const Outcome *expected, double bound);
 void assert_outcomes_same_bits(const char *what, const Outcome *got, const Outcome *expected);
-/* Sanitizers make everything ten to twenty times slower: in their builds (MOP_TEST_SHARE, CMakePresets.json) this is true for one layout in
- * five or eleven, other ones for each family; else always. */
+/* Sanitizers make everything ten to twenty times slower: in their builds (MOP_TEST_SHARE, CMakePresets.json) this is
+ * true for one layout in five or eleven, other ones for each family; else always. */
 bool trial_due(void);
 /* Trains and compares, where it is due. */
 void assert_agrees(const char *family, Layout l, const Trial *trial, const Outcome *expected, double bound);

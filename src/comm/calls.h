@@ -1,15 +1,16 @@
 /* What every rank has asked of its groups lately, for the moment when nothing moves any more.
  *
- * All ranks call the same collectives in the same order (comm.h), host messages included, and number them from 1. So numbers
- * compare between ranks, whatever groups they are in: a rank waits only for ranks whose number is lower, and who has the
- * lowest is who keeps the others waiting.
+ * All ranks call the same collectives in the same order (comm.h), host messages included, and number them from 1. So
+ * numbers compare between ranks, whatever groups they are in: a rank waits only for ranks whose number is lower, and
+ * who has the lowest is who keeps the others waiting.
  *
  *   rank 0   ... 40 41 42 waits          queued: issued by the step
  *   rank 1   ... 40 41 42 waits          begun:  its turn on the network stream has come
  *   rank 2   ... 40 41                   done:   its parcels have been exchanged
  *                     ^ rank 2 is behind
  *
- * The memory is of fixed size and taken when the wire opens. Queueing and running are different threads, asking may be a third.
+ * The memory is of fixed size and taken when the wire opens. Queueing and running are different threads, asking may
+ * be a third.
  */
 #ifndef MOP_CALLS_H
 #define MOP_CALLS_H
@@ -48,8 +49,8 @@ typedef struct {
 } Tail;
 Tail calls_tail(CallLog *l);
 
-/* tails [world]: a table of them all, and who is behind, as an Error of EXIT_PEER: those that do not answer, else those with the
- * lowest number. `rank` is the one that noticed, after waiting `timeout` seconds. */
+/* tails [world]: a table of them all, and who is behind, as an Error of EXIT_PEER: those that do not answer, else
+ * those with the lowest number. `rank` is the one that noticed, after waiting `timeout` seconds. */
 void calls_print(const Tail *tails, int world, FILE *f);
 bool calls_fail(Error *e, const Tail *tails, int world, int rank, double timeout);
 

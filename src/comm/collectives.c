@@ -1,6 +1,6 @@
-/* Collectives, all made of one primitive: every member hands over a parcel per member. A front door charges the bytes that
- * this rank sends to and receives from others, and queues the exchange; sums are made here, in member order, from a bounded staging
- * area. On sim the members' clocks meet instead.
+/* Collectives, all made of one primitive: every member hands over a parcel per member. A front door charges the bytes
+ * that this rank sends to and receives from others, and queues the exchange; sums are made here, in member order,
+ * from a bounded staging area. On sim the members' clocks meet instead.
  *
  *   bytes sent by a rank (n = bytes of the part named)           G = members
  *   all_gather      (G-1) n        of its input n
@@ -108,7 +108,8 @@ static void issue(Stream *s, Collective c, int64_t sent, int64_t received, Colle
     stream_spend(s, &l, start, s->clock);
 }
 
-/* Sums that are made on the way, by the collective itself, whose launch follows: on sim they take their time before it. */
+/* Sums that are made on the way, by the collective itself, whose launch follows: on sim they take their time before
+ * it. */
 static void charge_adding(Stream *s, int op, int64_t additions, int64_t elements, Type type) {
     (void)charge(
         s, (Cost){.op = op, .flops = type == INT64 ? 0 : additions, .bytes = elements * (int64_t)type_bytes(type)});
@@ -290,8 +291,8 @@ static void sum_staged(Stream *s, Tensor out, Tensor staged) {
     run_kernel(s, OP_SUM_ROWS, (AddArgs){.y = out, .a = staged});
 }
 
-/* out[c] = sum over members of in[index * c ...]: member j's part is [j c, min(n, (j+1) c)) of in [n]. In rounds, so that staging
- * is bounded. */
+/* out[c] = sum over members of in[index * c ...]: member j's part is [j c, min(n, (j+1) c)) of in [n]. In rounds, so
+ * that staging is bounded. */
 static void reduce_parts(Stream *s, Group *g, Tensor out, Tensor in, int64_t c) {
     int64_t n = tensor_count(in), element = (int64_t)type_bytes(in.type), round = COMM_ROUND_BYTES / element;
     int64_t first = g->axis.index * c, mine = max64(0, min64(c, n - first));
@@ -358,7 +359,8 @@ void all_reduce(Group *g, Stream *s, Tensor t) {
     issue(s, ALL_REDUCE, sent, received, a);
 }
 
-/* A round takes the same elements of every contribution, each into its own place of the staging area, and adds them there. */
+/* A round takes the same elements of every contribution, each into its own place of the staging area, and adds them
+ * there. */
 static void run_return_sums(Stream *s, const CollectiveArgs *a) {
     Group *g = a->group;
     int64_t n = tensor_count(a->in), element = (int64_t)type_bytes(a->in.type), round = COMM_ROUND_BYTES / element;

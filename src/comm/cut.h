@@ -1,7 +1,8 @@
 /* How a sequence lies on the D_u x D_r ranks of a sequence group. Pure arithmetic, the same on every rank.
  *
- * A causal query sees what is before it, so equal stretches would be unequal work. The sequence is cut at floor(j S / 2 D_r); parts j and
- * 2 D_r - 1 - j go to ring member j, and its Ulysses group splits the two, one behind the other, at floor(i N / D_u):
+ * A causal query sees what is before it, so equal stretches would be unequal work. The sequence is cut at floor(j S /
+ * 2 D_r); parts j and 2 D_r - 1 - j go to ring member j, and its Ulysses group splits the two, one behind the other,
+ * at floor(i N / D_u):
  *
  *     ring 2, ulysses 2, S 16     position   0  1  2  3 | 4  5  6  7 | 8  9 10 11 |12 13 14 15
  *                                 part            0     |     1      |     2      |     3

@@ -1,5 +1,5 @@
-/* One side of a Parcel read as a stream: blocks of memory, one behind the other, whether it was given as one block or as spans.
- * Both wires move bytes from walk to walk, so neither asks how a side was cut.
+/* One side of a Parcel read as a stream: blocks of memory, one behind the other, whether it was given as one block or
+ * as spans. Both wires move bytes from walk to walk, so neither asks how a side was cut.
  *
  *   spans   [2,2) [0,1)  of rows   a b c d     =   stream  c d a
  */

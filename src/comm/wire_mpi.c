@@ -1,10 +1,12 @@
-/* The MPI wire: ranks that are processes of one mpirun. Touches Open MPI here and nowhere else. An exchange is a send and a
- * receive per member; waiting tests and sleeps, since a spinning rank would take the core that a computing one needs.
+/* The MPI wire: ranks that are processes of one mpirun. Touches Open MPI here and nowhere else. An exchange is a send
+ * and a receive per member; waiting tests and sleeps, since a spinning rank would take the core that a computing one
+ * needs.
  *
- * Beside it every process has a watchman, a thread that answers other ranks at any time, whatever the rest of its process is
- * busy with, and that notices when this rank has waited too long. Then it asks all ranks for their last calls and gives them
- * two seconds: who has not answered by then is stopped, gone or cut off. It tells and ends the job. Of several that ask at
- * once the lowest rank speaks; the others go on answering and speak when they have not been ended after all.
+ * Beside it every process has a watchman, a thread that answers other ranks at any time, whatever the rest of its
+ * process is busy with, and that notices when this rank has waited too long. Then it asks all ranks for their last
+ * calls and gives them two seconds: who has not answered by then is stopped, gone or cut off. It tells and ends the
+ * job. Of several that ask at once the lowest rank speaks; the others go on answering and speak when they have not
+ * been ended after all.
  *
  *   rank 1 waits ..... timeout  --ASK-->  0 2 3        rank 3 is stopped
  *                               <-TELL--  0 2          2 s later: table, "rank 3 did not answer", MPI_Abort(6)
@@ -137,8 +139,8 @@ static int start(MpiWire *m, void *data, int count, MPI_Datatype type, int peer,
                    : MPI_Isend(data, count, type, peer, TAG, MPI_COMM_WORLD, r);
 }
 
-/* Both ends cut the same stream after the same bytes, so that messages meet whatever blocks they are made of. Two ranks send each
- * other everything in program order, so one tag serves all groups: MPI keeps the order of a pair. */
+/* Both ends cut the same stream after the same bytes, so that messages meet whatever blocks they are made of. Two
+ * ranks send each other everything in program order, so one tag serves all groups: MPI keeps the order of a pair. */
 static bool post(MpiWire *m, Walk w, int peer, bool receive, Error *e) {
     while (w.left > 0) {
         size_t bytes = collect_blocks(m, &w, MESSAGE_BYTES);
@@ -170,7 +172,8 @@ static bool post_all(MpiWire *m, const Axis *axis, const Parcel *parcels, Error 
     return true;
 }
 
-/* Tests until everything has arrived; naps longer the longer it takes, at most 0.1 ms. The watchman ends what takes too long. */
+/* Tests until everything has arrived; naps longer the longer it takes, at most 0.1 ms. The watchman ends what takes
+ * too long. */
 static bool wait_all(MpiWire *m, Error *e) {
     for (long nap = 0;; nap += nap < NAPS) {
         int done = 0;

@@ -1,5 +1,5 @@
-/* The Device: its doors, and the meter. Every op and collective is charged here, on every device; sim answers "counted; do
- * not run" and moves its clock instead. */
+/* The Device: its doors, and the meter. Every op and collective is charged here, on every device; sim answers
+ * "counted; do not run" and moves its clock instead. */
 #include "device/backend.h"
 #include "device/stream.h"
 

@@ -1,8 +1,9 @@
 /* Memory, order and time on one machine.
  *
  * A Device has four Streams (in-order queues of work) and any number of Arenas (memory reserved once, handed out as a
- * stack). The contract is asynchronous everywhere: an op may still run when its front door returns. Work on one stream runs
- * in order; between streams only an Event orders. Memory that another stream may still touch is reused only after an Event.
+ * stack). The contract is asynchronous everywhere: an op may still run when its front door returns. Work on one
+ * stream runs in order; between streams only an Event orders. Memory that another stream may still touch is reused
+ * only after an Event.
  *
  *   cpu        compute runs in the caller's thread and the rank's pool; network has a thread of its own
  *   cpu:plain  the same with the plain definitions of every op (slow)
@@ -42,8 +43,8 @@ const char *component_name(Component c);
 
 /* ---- Arenas ----------------------------------------------------------------------------------- */
 
-/* One reservation in one place. `used` never exceeds `capacity` (MUST): the capacity comes from the plan, made by this very
- * code on sim, where capacity is unlimited. Not thread safe: a rank allocates from its own thread. */
+/* One reservation in one place. `used` never exceeds `capacity` (MUST): the capacity comes from the plan, made by
+ * this very code on sim, where capacity is unlimited. Not thread safe: a rank allocates from its own thread. */
 typedef struct Arena {
     const char *name;
     Device *device;
@@ -80,14 +81,14 @@ Event event_record(Stream *s);        /* everything issued on s so far */
 void stream_wait(Stream *s, Event e); /* what is issued on s from now on runs after e */
 void event_wait(Event e);             /* the host waits */
 
-/* Host code reads device data (rows per expert, clip factor and finite check, loss: nowhere else). Waits for s. On sim the
- * bytes come from the device's `answer`. On a failed device the bytes are zeros. */
+/* Host code reads device data (rows per expert, clip factor and finite check, loss: nowhere else). Waits for s. On
+ * sim the bytes come from the device's `answer`. On a failed device the bytes are zeros. */
 typedef enum { READ_ROUTING, READ_NORMS, READ_LOSS } ReadKind;
 void device_read(Stream *s, void *host, Tensor t, ReadKind kind);
 /* Host bytes into a tensor (the batch) on stream s: `host` is copied before the call returns. Charged as a copy up. */
 void device_write(Stream *s, Tensor t, const void *host);
-/* Between a host arena and a device arena, in the order of s: STREAM_UP to the device, STREAM_DOWN to the host. Same type and
- * shape. A tensor fresh from an arena belongs to the compute stream: s follows an event of it first. */
+/* Between a host arena and a device arena, in the order of s: STREAM_UP to the device, STREAM_DOWN to the host. Same
+ * type and shape. A tensor fresh from an arena belongs to the compute stream: s follows an event of it first. */
 void stream_copy(Stream *s, Tensor to, Tensor from);
 
 /* ---- Launching: for front doors only ---------------------------------------------------------- */
@@ -99,7 +100,8 @@ typedef struct {
     RateKind rate; /* that sim counts the FLOPs at */
 } Cost;
 
-/* The meter: counts c on the stream's device; true when the op should also run (false on sim: its clock moves instead). */
+/* The meter: counts c on the stream's device; true when the op should also run (false on sim: its clock moves
+ * instead). */
 bool charge(Stream *s, Cost c);
 /* Runs or queues fn(s, args), `args` copied by value (at most LAUNCH_BYTES). */
 enum { LAUNCH_BYTES = 768 };
@@ -110,7 +112,8 @@ void stream_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes)
 
 typedef enum { WORK_COPY, WORK_OP, WORK_COLLECTIVE, WORK_WAIT } WorkKind;
 
-/* What a piece of work is, and what for: written down when it is issued, since it may run later and on another thread. */
+/* What a piece of work is, and what for: written down when it is issued, since it may run later and on another
+ * thread. */
 typedef struct {
     WorkKind kind;
     int what;            /* the op; the collective; of a wait, the StreamKind that is waited for */
@@ -132,8 +135,9 @@ typedef struct {
     int64_t room, count, lost;
 } Timeline;
 
-/* Seconds since the device was opened, by the component that the work or the wait was issued for. A collective lasts from its turn on the
- * stream until its last byte, its wait for other ranks included. What need not be waited for costs nothing here. */
+/* Seconds since the device was opened, by the component that the work or the wait was issued for. A collective lasts
+ * from its turn on the stream until its last byte, its wait for other ranks included. What need not be waited for
+ * costs nothing here. */
 typedef struct {
     double work[COMPONENT_COUNT];
     double wait[STREAM_COUNT][COMPONENT_COUNT]; /* for this other stream */
@@ -198,7 +202,8 @@ struct Device {
     Meter meter;
     Component component;
     int64_t step, layer; /* where the rank is: of what is issued from now on; layer -1: none */
-    /* What the host is told when it reads device data: on sim `answer` says it, elsewhere `observe` (may be NULL) sees it. */
+    /* What the host is told when it reads device data: on sim `answer` says it, elsewhere `observe` (may be NULL)
+     * sees it. */
     void (*answer)(void *context, ReadKind kind, void *host, Tensor t);
     void (*observe)(void *context, ReadKind kind, const void *host, Tensor t);
     void *read_context;

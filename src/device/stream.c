@@ -1,5 +1,6 @@
-/* Streams: in-order queues of work. A stream without a queue runs its work in the caller's thread (the CPU's compute); one with a
- * queue has a thread, so that its work overlaps. An event is a ticket number: "everything up to here". */
+/* Streams: in-order queues of work. A stream without a queue runs its work in the caller's thread (the CPU's
+ * compute); one with a queue has a thread, so that its work overlaps. An event is a ticket number: "everything up to
+ * here". */
 #include "device/stream.h"
 
 #include <pthread.h>

@@ -1,5 +1,5 @@
-/* How a Device makes and ends its queues and its failure flag, and what the doors of device.h are on a stream that has a
- * queue or none: for the files of this folder. */
+/* How a Device makes and ends its queues and its failure flag, and what the doors of device.h are on a stream that
+ * has a queue or none: for the files of this folder. */
 #ifndef MOP_STREAM_H
 #define MOP_STREAM_H
 

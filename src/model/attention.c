@@ -1,8 +1,10 @@
-/* Attention: norm, projections, rotary positions, causal attention within documents, output projection; forward, and backward.
+/* Attention: norm, projections, rotary positions, causal attention within documents, output projection; forward, and
+ * backward.
  *
  * Letters: T tokens of the micro-batch on this rank, H width, h query heads, g KV heads, d head size.
- * Kept for backward: inverse1, q, k, v before norm and rope, attention's output and log-sum-exp (so that attention is never
- * recomputed), and y, its sum with the input. Under compute.activations = recompute only attention and lse are kept.
+ * Kept for backward: inverse1, q, k, v before norm and rope, attention's output and log-sum-exp (so that attention is
+ * never recomputed), and y, its sum with the input. Under compute.activations = recompute only attention and lse are
+ * kept.
  */
 #include "model/block.h"
 

@@ -109,8 +109,9 @@ static int64_t movable(const Plan *p, int64_t round, int64_t expert, int64_t to)
     return max64(0, min64(*left_of(p, round, expert), *room_of(p, round, to)));
 }
 
-/* Moves `wanted` rows, or as many as fit, and says how many. Each round gives its share of what is still to come, so the shares add
- * up exactly and none exceeds what the round has. (Rows of a round are below 2^31: see rows_fit in train/run.c.) */
+/* Moves `wanted` rows, or as many as fit, and says how many. Each round gives its share of what is still to come, so
+ * the shares add up exactly and none exceeds what the round has. (Rows of a round are below 2^31: see rows_fit in
+ * train/run.c.) */
 static int64_t move(Plan *p, int64_t expert, int64_t to, int64_t wanted) {
     int64_t could = 0, slot = slot_for(p, to, expert);
     for (int64_t r = 0; r < p->of->rounds; r++) could += movable(p, r, expert, to);

@@ -123,7 +123,8 @@ static void divide(View *v) {
     }
 }
 
-/* The experts that a member works for in the round, and its share of their rows; returns how many. Empty slots: nobody's, no rows. */
+/* The experts that a member works for in the round, and its share of their rows; returns how many. Empty slots:
+ * nobody's, no rows. */
 static int64_t shares_of(View *v, int64_t member) {
     const BalanceShape *g = &v->of->group;
     int64_t first = min64(g->experts, member * g->each), end = min64(g->experts, first + g->each), n = 0;

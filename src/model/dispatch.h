@@ -1,16 +1,16 @@
-/* Who sends which rows where: what the host makes of the gathered table, for the exchanges of a layer and micro-batch. Pure arithmetic;
- * it moves nothing. Made in forward, replayed in backward.
+/* Who sends which rows where: what the host makes of the gathered table, for the exchanges of a layer and
+ * micro-batch. Pure arithmetic; it moves nothing. Made in forward, replayed in backward.
  *
- * Tokens r, r + K, r + 2K, ... pass in round r of K. Their sender has sorted them by expert; where they arrive they lie by expert, and by
- * sender within one, so that an expert's rows are one block. With least-loaded placement (balance.h) a rank also works for some
- * experts of others; their rows lie behind those of its own.
+ * Tokens r, r + K, r + 2K, ... pass in round r of K. Their sender has sorted them by expert; where they arrive they
+ * lie by expert, and by sender within one, so that an expert's rows are one block. With least-loaded placement
+ * (balance.h) a rank also works for some experts of others; their rows lie behind those of its own.
  *
  *   here:   own expert 0            own expert 1       ...   import slot 0           ...
  *           from 0 | from 1 | ...   from 0 | from 1 | ...    from 0 | from 1 | ...
  *
- * An expert's rows of a round are numbered by sender, and by its own order within one: the owner works on the first of them, then come
- * its importers, in the order of their slots. So every share is one range, and what a sender owes a member is where the sender's own
- * range meets the member's. */
+ * An expert's rows of a round are numbered by sender, and by its own order within one: the owner works on the first
+ * of them, then come its importers, in the order of their slots. So every share is one range, and what a sender owes
+ * a member is where the sender's own range meets the member's. */
 #ifndef MOP_DISPATCH_H
 #define MOP_DISPATCH_H
 

@@ -1,5 +1,5 @@
-/* A decoder layer: attention, then experts or a dense MLP; a block forward and, right below, backward. Read this first, then
- * attention.c and moe.c. */
+/* A decoder layer: attention, then experts or a dense MLP; a block forward and, right below, backward. Read this
+ * first, then attention.c and moe.c. */
 #include "model/block.h"
 
 /* Where a forward pass puts things. In evaluation nothing is kept and the layer's output replaces its input. */

@@ -1,4 +1,5 @@
-/* The dense MLP of layers without experts: norm, gate and up, SwiGLU, down.  Letters: T tokens, H width, D its inner width. */
+/* The dense MLP of layers without experts: norm, gate and up, SwiGLU, down.  Letters: T tokens, H width, D its inner
+ * width. */
 #include "model/block.h"
 
 static Tensor normed(const Model *m, const Weights *w, Saved *k, MicroBatch *b) {

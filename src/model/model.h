@@ -1,5 +1,6 @@
-/* What is computed: a pre-norm decoder with grouped-query attention and dropless mixture-of-experts, forward and, by hand,
- * backward. The model never knows where weights live: it is handed Weights (views) and gives gradients into Weights. */
+/* What is computed: a pre-norm decoder with grouped-query attention and dropless mixture-of-experts, forward and, by
+ * hand, backward. The model never knows where weights live: it is handed Weights (views) and gives gradients into
+ * Weights. */
 #ifndef MOP_MODEL_H
 #define MOP_MODEL_H
 
@@ -31,7 +32,8 @@ enum { MAX_LAYERS = 512, MAX_EXPERTS = 4096 };
 struct Spec;
 typedef struct {
     const char *model_type, *architecture;
-    /* Hugging Face names; "%L" is the layer, "%E" the expert. One row per parameter the family has; NULL: it has none. */
+    /* Hugging Face names; "%L" is the layer, "%E" the expert. One row per parameter the family has; NULL: it has
+     * none. */
     const char *name[PARAMETER_COUNT];
     /* The fused spelling of transformers 5 [E, 2I, H] and [E, H, I], read only. */
     const char *fused_gate_up, *fused_down, *fused_router;
@@ -74,19 +76,21 @@ void spec_name(const Spec *s, ParameterName p, int64_t layer, int64_t expert, ch
 /* ---- Weights and gradients: views ------------------------------------------------------------- */
 
 typedef struct {
-    /* Experts: those that are here, [experts_here, ...]. EMBED and HEAD: with P > 1 the rows that are here, [vocabulary.here, H]. */
+    /* Experts: those that are here, [experts_here, ...]. EMBED and HEAD: with P > 1 the rows that are here,
+     * [vocabulary.here, H]. */
     Tensor at[PARAMETER_COUNT];
 } Weights;
 
 /* ---- The model on one rank -------------------------------------------------------------------- */
 
-/* Who has which rows of a micro-batch, among the ranks that share its sequences (comm/cut.h); in the host arena. Rows of several
- * sequences lie one sequence behind the other. */
+/* Who has which rows of a micro-batch, among the ranks that share its sequences (comm/cut.h); in the host arena. Rows
+ * of several sequences lie one sequence behind the other. */
 typedef struct {
     int64_t *block;        /* [ring members] rows of a ring member: of all ranks of its Ulysses group */
     int64_t rows, largest; /* of this rank's ring member; of any */
-    /* For the exchanges between a rank's own rows of all heads and its heads of all rows (ulysses.c): rows of its ring member that are
-     * member j's, and rows of what is packed for member j; the same of a tensor that has heads outside, [heads, rows]. */
+    /* For the exchanges between a rank's own rows of all heads and its heads of all rows (ulysses.c): rows of its
+     * ring member that are member j's, and rows of what is packed for member j; the same of a tensor that has heads
+     * outside, [heads, rows]. */
     Spans whole, packed, whole_heads, packed_heads;
 } Sharing;
 
@@ -96,9 +100,10 @@ typedef struct {
     int64_t most;              /* tokens of the rank that has most: it decides how many rounds all ranks take */
     Tensor token, target, position, sequence; /* int32 [tokens] */
     Sharing sharing;
-    Tensor first,
-        last; /* int32 [ring members, rows]: the rows that each row of this ring member sees of that one's, see `attention` */
-    int64_t *pairs;      /* [ring members] visible pairs of them */
+    /* int32 [ring members, rows]: the rows of a member's block that each row of this rank's ring member sees, as
+     * `attention` has them; and how many such pairs there are, [ring members]. */
+    Tensor first, last;
+    int64_t *pairs;
     Tensor rows;         /* fp64 [sequences]: MoE layers x real positions */
     Tensor rope;         /* sum [tokens, head_dim] */
     Tensor counts, mass; /* fp64 [sequences, experts] */
@@ -107,8 +112,8 @@ typedef struct {
     Lookup lookup;       /* P > 1: the tokens of those who share the vocabulary */
 } MicroBatch;
 
-/* What one layer and micro-batch keeps. Between forward and backward `x`, `attention` and `lse` always live; the others live
- * too, or are computed again in backward (compute.activations). */
+/* What one layer and micro-batch keeps. Between forward and backward `x`, `attention` and `lse` always live; the
+ * others live too, or are computed again in backward (compute.activations). */
 typedef struct {
     Tensor x;                 /* [T, H] the layer's input */
     Tensor inverse1, q, k, v; /* before norm and rope */
@@ -150,7 +155,8 @@ typedef struct Model {
 /* Fills b->sharing for m->cut, in the host arena; b->sequences are known. */
 void share_sequences(const Model *m, MicroBatch *b);
 
-/* b->x = table[token], b->x [T, H]. With P > 1 the ranks of the vocabulary group call it together, as everything below. */
+/* b->x = table[token], b->x [T, H]. With P > 1 the ranks of the vocabulary group call it together, as everything
+ * below. */
 void embed_forward(const Model *m, const Weights *w, MicroBatch *b);
 void embed_backward(const Model *m, Weights *dw, const MicroBatch *b);
 
@@ -159,11 +165,12 @@ void layer_forward(const Model *m, int64_t layer, const Weights *w, Saved *k, Mi
 /* b->x: the gradient of the layer's output, then of its input. dw is added to. */
 void layer_backward(const Model *m, int64_t layer, const Weights *w, Weights *dw, Saved *k, MicroBatch *b);
 
-/* Final norm, logits a chunk at a time, loss[1] (fp64) += sum over trained positions; with dw also the gradients, and b->x becomes the
- * gradient of the last layer's output. trained[1] (fp64): the step's trained positions over all ranks. */
+/* Final norm, logits a chunk at a time, loss[1] (fp64) += sum over trained positions; with dw also the gradients, and
+ * b->x becomes the gradient of the last layer's output. trained[1] (fp64): the step's trained positions over all
+ * ranks. */
 void head_loss(const Model *m, const Weights *w, Weights *dw, MicroBatch *b, Tensor loss, Tensor trained);
-/* Logits of one row (generation), which rank `root` of the world has as row `row`; everybody else gives row -1. logits sum
- * [vocabulary_room]: the first V are they; written on the root, and with P > 1 on every rank. */
+/* Logits of one row (generation), which rank `root` of the world has as row `row`; everybody else gives row -1.
+ * logits sum [vocabulary_room]: the first V are they; written on the root, and with P > 1 on every rank. */
 void head_logits(const Model *m, const Weights *w, const MicroBatch *b, int64_t row, int root, Tensor logits);
 int64_t vocabulary_room(const Model *m); /* P ceil(V / P) */
 

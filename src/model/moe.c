@@ -1,5 +1,6 @@
-/* Mixture of experts, dropless, over the expert group (E_p ranks, each with its own tokens and ceil(E / E_p) experts), in K rounds: tokens
- * r, r + K, ... pass in round r, so that no routing ever brings more than R rows at a time to a rank.
+/* Mixture of experts, dropless, over the expert group (E_p ranks, each with its own tokens and ceil(E / E_p)
+ * experts), in K rounds: tokens r, r + K, ... pass in round r, so that no routing ever brings more than R rows at a
+ * time to a rank.
  *
  *   tokens [T, H] --route--> slots [T k], sorted by round and expert --gather--> send [k c, H]
  *       --all_to_all--> rows [R, H], by expert and sender --experts, over their input--> the same way back --> [k c, H] --sum the k slots--> [T, H]
@@ -7,19 +8,21 @@
  *   network     dispatch 0 | dispatch 1 |          | home 0 | dispatch 2 | home 1 | ...        (in this order, whatever the routing)
  *   compute                | experts 0             | experts 1           | sum 0, experts 2 ...
  *
- * The next round arrives, and the one before goes home, while the experts work: two sets of rows in forward (2 R H), and in backward,
- * where the inputs travel once more beside the gradients, four (4 R H). With one round that is kept for backward (compute.activations)
- * inputs travel once; rounds of many are never kept. A group of one moves nothing.
+ * The next round arrives, and the one before goes home, while the experts work: two sets of rows in forward (2 R H),
+ * and in backward, where the inputs travel once more beside the gradients, four (4 R H). With one round that is kept
+ * for backward (compute.activations) inputs travel once; rounds of many are never kept. A group of one moves nothing.
  *
- * Every rank runs the same collectives whatever the routing; only their sizes differ. The routing weight travels with its row and
- * scales the expert's inner activation instead of its output (down is linear), so that backward needs no expert output.
+ * Every rank runs the same collectives whatever the routing; only their sizes differ. The routing weight travels with
+ * its row and scales the expert's inner activation instead of its output (down is linear), so that backward needs no
+ * expert output.
  *
- * With least-loaded placement (balance.h) a rank may work for a few experts of others: their weights come before the first round, in
- * both passes, and their gradients go home after the last. What a routing asks of a rank no longer says what another could, so then rows
- * are always reserved for R.
+ * With least-loaded placement (balance.h) a rank may work for a few experts of others: their weights come before the
+ * first round, in both passes, and their gradients go home after the last. What a routing asks of a rank no longer
+ * says what another could, so then rows are always reserved for R.
  *
- * Letters: T tokens, H width, E experts, k per token, I expert width, c tokens of a round, K rounds, R rows that a round can bring.
- * Kept for backward: inverse2, the routing, the spans of every round (host); rows_in, rows_weight, gate and up of a kept round.
+ * Letters: T tokens, H width, E experts, k per token, I expert width, c tokens of a round, K rounds, R rows that a
+ * round can bring. Kept for backward: inverse2, the routing, the spans of every round (host); rows_in, rows_weight,
+ * gate and up of a kept round.
  */
 #include "model/block.h"
 
@@ -132,7 +135,8 @@ static const Round *round_at(const Pass *p, int64_t r) {
     return &p->k->dispatch.round[r];
 }
 
-/* The round's part of what is sorted by round and expert: slots of tokens r, r + K, ... behind those of all earlier rounds. */
+/* The round's part of what is sorted by round and expert: slots of tokens r, r + K, ... behind those of all earlier
+ * rounds. */
 static int64_t first_slot(const Pass *p, int64_t r) {
     int64_t T = p->b->tokens, K = p->rounds;
     return (r * (T / K) + min64(r, T % K)) * p->m->spec->top_k;

@@ -1,4 +1,5 @@
-/* Ring attention: the ring members' blocks of keys and values travel round, and what a block adds is merged by its log-sum-exp.
+/* Ring attention: the ring members' blocks of keys and values travel round, and what a block adds is merged by its
+ * log-sum-exp.
  *
  *   step        0           1           2                        4 members, seen by member 2
  *   here      block 2     block 1     block 0     block 3
@@ -7,9 +8,10 @@
  *             |           dk, dv of block 1, begun by member 1, arrive, are added to, and go on to member 3; after as many shifts as there are
  *             |           members they are home, complete. They travel in the sum type, behind the keys that the next step needs.
  *
- * Who sees whom is said for each block by intervals of its rows (MicroBatch.first, last), so packed documents, windows and the zigzag
- * order of comm/cut.h need nothing here. A block of which nobody here sees anything is passed on and costs no work.
- * Two buffers of the largest block for keys and values, two more for their gradients. A ring of one is plain attention.
+ * Who sees whom is said for each block by intervals of its rows (MicroBatch.first, last), so packed documents,
+ * windows and the zigzag order of comm/cut.h need nothing here. A block of which nobody here sees anything is passed
+ * on and costs no work. Two buffers of the largest block for keys and values, two more for their gradients. A ring of
+ * one is plain attention.
  */
 #include "model/block.h"
 
@@ -107,7 +109,8 @@ void ring_attention(const Model *m, const MicroBatch *b, Tensor out, Tensor lse,
 
 /* ---- Backward --------------------------------------------------------------------------------- */
 
-/* What a backward pass has beside the ring: gradients of queries, and two sets of those of a block, one being added to and one on its way. */
+/* What a backward pass has beside the ring: gradients of queries, and two sets of those of a block, one being added
+ * to and one on its way. */
 typedef struct {
     Tensor dq, delta, dout, lse, q;
     Tensor part_q, part_k, part_v; /* what one block adds */

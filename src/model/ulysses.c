@@ -1,14 +1,16 @@
-/* Ulysses: inside a group of D_u ranks, attention is split by heads instead of rows. Every rank has its own rows of all heads; for attention
- * it gets all rows of its ring member for its own heads, and gives what comes of them back to the rows' owners.
+/* Ulysses: inside a group of D_u ranks, attention is split by heads instead of rows. Every rank has its own rows of
+ * all heads; for attention it gets all rows of its ring member for its own heads, and gives what comes of them back
+ * to the rows' owners.
  *
  *     own rows        | head 0   head 1   head 2   head 3 |          D_u = 2, four heads, slices of one head
  *     packed          | rows of 0 | rows of 2 |                      slice 0: head 0 is member 0's, head 2 member 1's
  *     all_to_all  ->  | rows of member 0, of member 1: all of head 0 |  -> ring_attention -> the same way back
  *
- * Heads pass in slices, so that only one slice's q, k and v exist in full-sequence form. A slice is the same number of query heads on every rank, and
- * the KV heads that they read: whole groups of at most `mixture.ulysses_heads` KV heads where D_u divides the KV heads; else so many query heads that
- * all of a slice read one KV head, which goes to every rank that needs it (replication). The gradients of a KV head that several ranks or slices
- * read are summed by the rows' owner in the order of ranks and, for each, of slices, in the sum type.
+ * Heads pass in slices, so that only one slice's q, k and v exist in full-sequence form. A slice is the same number
+ * of query heads on every rank, and the KV heads that they read: whole groups of at most `mixture.ulysses_heads` KV
+ * heads where D_u divides the KV heads; else so many query heads that all of a slice read one KV head, which goes to
+ * every rank that needs it (replication). The gradients of a KV head that several ranks or slices read are summed by
+ * the rows' owner in the order of ranks and, for each, of slices, in the sum type.
  *
  * A group of one has everything already: no slices, no copies.
  *
@@ -132,7 +134,8 @@ static Tensor heads_of(const Model *m, Type type, int64_t rows, int64_t heads) {
     return arena_tensor(m->work, type, DIM(rows, heads, m->spec->head_dim));
 }
 
-/* Of x [T, heads, d] what each member needs of this rank's rows, to where all rows of this rank's heads are, whole [R, heads of a slice, d]. */
+/* Of x [T, heads, d] what each member needs of this rank's rows, to where all rows of this rank's heads are, whole
+ * [R, heads of a slice, d]. */
 static void gather_heads(const Model *m, const MicroBatch *b, const Slices *s, Tensor whole, Tensor x, FirstHead first,
                          int64_t slice) {
     int64_t T = b->tokens, width = whole.dim[1] * whole.dim[2];

@@ -1,8 +1,9 @@
-/* The two ends: embedding lookup, and the head with its loss. Logits exist for one chunk of tokens at a time; loss, the gradient of
- * the hidden states and that of the head's weight come from one pass over them.
+/* The two ends: embedding lookup, and the head with its loss. Logits exist for one chunk of tokens at a time; loss,
+ * the gradient of the hidden states and that of the head's weight come from one pass over them.
  *
- * With P > 1 ranks share the vocabulary: each has its own tokens, and rows of both weights. Rows of the embedding come from their owners,
- * and their gradients go back, in the rounds of lookup.h; the loss is in vocabulary_loss.c. A group of one moves nothing.
+ * With P > 1 ranks share the vocabulary: each has its own tokens, and rows of both weights. Rows of the embedding
+ * come from their owners, and their gradients go back, in the rounds of lookup.h; the loss is in vocabulary_loss.c. A
+ * group of one moves nothing.
  *
  * Letters: T tokens, H width, V vocabulary, P members, c tokens of each in a round. */
 #include "model/vocabulary.h"

@@ -1,4 +1,5 @@
-/* The two files of the ends of the model to each other: vocabulary.c hands the loss of a vocabulary in parts to vocabulary_loss.c. */
+/* The two files of the ends of the model to each other: vocabulary.c hands the loss of a vocabulary in parts to
+ * vocabulary_loss.c. */
 #ifndef MOP_VOCABULARY_H
 #define MOP_VOCABULARY_H
 
@@ -18,7 +19,8 @@ typedef struct {
 int64_t vocabulary_rows(const Model *m, const MicroBatch *b, bool training);
 void vocabulary_loss(const Head *h);
 
-/* What all P members of a group send for the loss of a micro-batch, in bytes, each way; M: tokens of the member that has most. */
+/* What all P members of a group send for the loss of a micro-batch, in bytes, each way; M: tokens of the member that
+ * has most. */
 typedef struct {
     int64_t members, tokens, vocabulary, hidden; /* P, M, V, H */
     Type real, sum;

@@ -1,22 +1,24 @@
-/* The loss of a vocabulary in parts: member p of P has rows p ceil(V / P) .. of the head, and tokens of its own. So either the tokens
- * meet every part, or the parts meet every token; what moves is chosen by bytes (mixture.loss_travel), both are exact. Logits exist for
- * c P tokens and one part at a time.
+/* The loss of a vocabulary in parts: member p of P has rows p ceil(V / P) .. of the head, and tokens of its own. So
+ * either the tokens meet every part, or the parts meet every token; what moves is chosen by bytes
+ * (mixture.loss_travel), both are exact. Logits exist for c P tokens and one part at a time.
  *
- * Activations travel: in rounds of c tokens of every member. Whoever has a part makes everybody's logits of it, all learn what every part
- * says of every row, and loss, dX and dW come from one pass over the logits. dX is a sum over the parts and comes home as one.
+ * Activations travel: in rounds of c tokens of every member. Whoever has a part makes everybody's logits of it, all
+ * learn what every part says of every row, and loss, dX and dW come from one pass over the logits. dX is a sum over
+ * the parts and comes home as one.
  *
  *   network   hidden 0 | hidden 1 | stats 0 |                 | dX 0 | hidden 2 | stats 1 | ...
  *   compute            | logits 0 |         | dlogits, dW, dX | logits 1 ...    |
  *
- * Weights travel: the parts go round the group, each member's to the next. The first time they say what the loss is; in training they
- * come once more, each with the sum of its own gradient, which began at 0 behind its owner and is added to at every stop. It comes home
- * while the owner, as the last, works with its own part.
+ * Weights travel: the parts go round the group, each member's to the next. The first time they say what the loss is;
+ * in training they come once more, each with the sum of its own gradient, which began at 0 behind its owner and is
+ * added to at every stop. It comes home while the owner, as the last, works with its own part.
  *
  *   visit          0    1    2    3    4     P = 4; member 1 sees part
  *   first time     1    0    3    2
  *   second time         0    3    2    1     dW of part 1 began at member 2, was at 3 and 0, and comes home during the last visit
  *
- * Letters: T tokens here, H width, V vocabulary, P members, c tokens of a member in a round, K rounds, M as in lookup.h, n rows of a part. */
+ * Letters: T tokens here, H width, V vocabulary, P members, c tokens of a member in a round, K rounds, M as in
+ * lookup.h, n rows of a part. */
 #include "model/vocabulary.h"
 
 static Group *group_of(const Model *m) {
@@ -270,15 +272,16 @@ static void loss_by_weights(const Head *h) {
 
 /* ---- What travels ------------------------------------------------------------------------------ */
 
-/* P (P - 1) M (H real + 3 P sum), and H sum for the gradients: a token goes to P - 1 others, and so do the stats of everybody's
- * tokens; a gradient is sent by P - 1 others. */
+/* P (P - 1) M (H real + 3 P sum), and H sum for the gradients: a token goes to P - 1 others, and so do the stats of
+ * everybody's tokens; a gradient is sent by P - 1 others. */
 int64_t loss_activations_bytes(LossTraffic t) {
     int64_t real = (int64_t)type_bytes(t.real), sum = (int64_t)type_bytes(t.sum);
     int64_t token = t.hidden * real + LOSS_STATS * t.members * sum + (t.training ? t.hidden * sum : 0);
     return t.members * (t.members - 1) * t.tokens * token;
 }
 
-/* (P - 1) V H real, and for the gradients (P - 1) V H (real + sum): a part makes P - 1 steps, once or twice, and so does its gradient. */
+/* (P - 1) V H real, and for the gradients (P - 1) V H (real + sum): a part makes P - 1 steps, once or twice, and so
+ * does its gradient. */
 int64_t loss_weights_bytes(LossTraffic t) {
     int64_t real = (int64_t)type_bytes(t.real), sum = (int64_t)type_bytes(t.sum);
     return (t.members - 1) * t.vocabulary * t.hidden * (real + (t.training ? real + sum : 0));

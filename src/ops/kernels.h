@@ -1,5 +1,6 @@
-/* What runs behind each front door: one table per device, instruction set and type. A kernel gets its arguments by value in
- * the struct below (see ops.h for their meaning); it runs on the stream's device and may use the pool (stream_pool). */
+/* What runs behind each front door: one table per device, instruction set and type. A kernel gets its arguments by
+ * value in the struct below (see ops.h for their meaning); it runs on the stream's device and may use the pool
+ * (stream_pool). */
 #ifndef MOP_KERNELS_H
 #define MOP_KERNELS_H
 
@@ -38,9 +39,9 @@ typedef struct { Tensor weight, low, m, v, gradient; AdamW h; } AdamWArgs;
 
 /* clang-format on */
 
-/* run[0]: fp32 and bf16 data (sums in fp32); run[1]: fp64. The op's own real tensors decide (see ops/launch.h), not its fp64
- * counts and losses; integers, and a copy between fp64 and another type, always take the plain kernel. What a table lacks,
- * `otherwise` has; where that is NULL too the op cannot run on the device (MUST). */
+/* run[0]: fp32 and bf16 data (sums in fp32); run[1]: fp64. The op's own real tensors decide (see ops/launch.h), not
+ * its fp64 counts and losses; integers, and a copy between fp64 and another type, always take the plain kernel. What
+ * a table lacks, `otherwise` has; where that is NULL too the op cannot run on the device (MUST). */
 typedef struct Kernels {
     const char *name;
     LaunchFunction run[2][OP_COUNT];
@@ -50,8 +51,8 @@ typedef struct Kernels {
 extern const Kernels kernels_plain; /* ops/cpu: the definitions; the CPU's `otherwise` */
 extern const Kernels kernels_cuda;  /* ops/cuda: AdamW so far; empty without CUDA */
 /* The kernels for a device name: "cpu", "cpu:late" (the best instruction set this processor has), "cpu:plain",
- * "cpu:avx512bf16", "cpu:avx512", "cpu:avx2", "cpu:portable" (refused in words where the processor lacks it), "cuda:0" and so on; NULL
- * without error for sim. */
+ * "cpu:avx512bf16", "cpu:avx512", "cpu:avx2", "cpu:portable" (refused in words where the processor lacks it),
+ * "cuda:0" and so on; NULL without error for sim. */
 const Kernels *kernels_for(const char *device, Error *e);
 
 /* The pool that a kernel on this stream may use: NULL (serial) on every stream but compute. */

@@ -53,8 +53,8 @@ static bool measure(Report *r, const Host *h, const char *disk, Error *e) {
     return true;
 }
 
-/* What was asked for besides the figures. Files are written before anything is compared or run. The machine is its GPUs where it
- * has any. */
+/* What was asked for besides the figures. Files are written before anything is compared or run. The machine is its
+ * GPUs where it has any. */
 static int conclude(Report *r, const Host *h, const Arguments *a, GpuAnswer gpus, const Machine *gpu) {
     Machine m;
     Error e = {0};

@@ -65,7 +65,8 @@ void doctor_disk(Report *r, const char *directory);               /* doctor_disk
 void doctor_threads_wire(Report *r, int ranks);                   /* doctor_wire.c */
 bool doctor_mpi_wire(Report *r, Error *e); /* every rank of the mpirun calls it; only rank 0 prints */
 
-/* cuda/doctor_gpu.c: what GPUs there are, and the first one measured; what is missing is noted. A machine: `out` is its GPUs. */
+/* cuda/doctor_gpu.c: what GPUs there are, and the first one measured; what is missing is noted. A machine: `out` is
+ * its GPUs. */
 typedef enum { GPU_NONE, GPU_MACHINE, GPU_INCOMPLETE } GpuAnswer;
 GpuAnswer doctor_gpus(Report *r, const Host *h, Machine *out);
 

@@ -1,5 +1,5 @@
-/* Which layouts of a config are held to one rank: each setting on its own, and drawn mixtures, because parts that are right alone may still
- * disagree about an order, a size or a group. The full product would be thousands. */
+/* Which layouts of a config are held to one rank: each setting on its own, and drawn mixtures, because parts that are
+ * right alone may still disagree about an order, a size or a group. The full product would be thousands. */
 #include "plan/layouts.h"
 
 #include "base/options.h"

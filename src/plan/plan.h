@@ -5,10 +5,11 @@
 #include "train/session.h"
 #include "train/trace.h"
 
-/* Opens `world` sim Runs and takes two steps, an evaluation and a token of generation on each; out[rank] gets the peak of every arena for
- * any routing, and the meter of the second step. */
+/* Opens `world` sim Runs and takes two steps, an evaluation and a token of generation on each; out[rank] gets the
+ * peak of every arena for any routing, and the meter of the second step. */
 bool plan_price(const Config *c, const Spec *spec, int world, Price *out, Error *e);
-/* The same with the routing that time is predicted for: balanced. `trace` (NULL: none) gets that second step of every rank. */
+/* The same with the routing that time is predicted for: balanced. `trace` (NULL: none) gets that second step of every
+ * rank. */
 bool plan_time(const Config *c, const Spec *spec, int world, Trace *trace, Price *out, Error *e);
 /* The price list: per rank and tier, per component; FLOPs; bytes per group and collective; predicted time. */
 bool plan_print(const Config *c, const Spec *spec, int world, Trace *trace, FILE *f, Error *e);

@@ -1,6 +1,7 @@
-/* The same steps in many layouts, held to one rank. The reference is taken once: the numbers of every step, the gradients of the first and
- * the weights and moments after the last. Then one layout after the other trains on ranks that are threads, and every rank compares what it
- * holds with the reference, so that a layout costs no more than its run. */
+/* The same steps in many layouts, held to one rank. The reference is taken once: the numbers of every step, the
+ * gradients of the first and the weights and moments after the last. Then one layout after the other trains on ranks
+ * that are threads, and every rank compares what it holds with the reference, so that a layout costs no more than its
+ * run. */
 #include "plan/verify_layouts.h"
 
 #include "plan/layouts.h"
@@ -13,7 +14,8 @@
 
 enum { USUAL_RANKS = 4, MOST_RANKS = 64 };
 
-/* fp32 has near-ties: a router whose two best experts differ by less than rounding may choose the other one, and then agrees with nothing. */
+/* fp32 has near-ties: a router whose two best experts differ by less than rounding may choose the other one, and then
+ * agrees with nothing. */
 static const struct Precision {
     const char *name;
     Type type;
@@ -63,7 +65,8 @@ typedef struct {
 
 /* ---- One rank ---------------------------------------------------------------------------------- */
 
-/* What a rank does with every result, and with its store when there is something in it to compare: keep it, or compare it. */
+/* What a rank does with every result, and with its store when there is something in it to compare: keep it, or
+ * compare it. */
 typedef struct {
     void (*result)(Verification *v, Run *r, const StepResult *one);
     void (*tensor)(Verification *v, Run *r, int which);

@@ -1,4 +1,5 @@
-/* The layout table: parts, their segments and parameters, and the slices of Hugging Face tensors that this rank holds. */
+/* The layout table: parts, their segments and parameters, and the slices of Hugging Face tensors that this rank
+ * holds. */
 #include "store/layout.h"
 
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* Which parameter lies where: the layout table, used by the store's files alone.
  *
- * A part is up to three segments, each a flat vector that some group shares. What a rank keeps of a part is one vector: its shard of
- * every segment, one after another.
+ * A part is up to three segments, each a flat vector that some group shares. What a rank keeps of a part is one
+ * vector: its shard of every segment, one after another.
  *
  *   segment      what it holds                                    cut evenly over     the same bytes on
  *   DENSE        what every rank uses whole                       dense (Z)           dense_replica

@@ -1,13 +1,13 @@
-/* The store: fetch, release, give. Everything a rank keeps of a part is one vector (layout.h), so that one AdamW updates it and one
- * address holds it.
+/* The store: fetch, release, give. Everything a rank keeps of a part is one vector (layout.h), so that one AdamW
+ * updates it and one address holds it.
  *
  *   forward   fetch(l): due AdamW on the kept vector -> all_gather of its cut segments into slots   (l + 1 moves behind)
  *   backward  gradients(l): zeroed slots -> layer_backward adds -> give(l): reduce_scatter into the kept gradient, then all_reduce
  *             over the replicas; segment by segment
  *
- * Slots, for each segment that is cut: two for layers (l and its neighbour), one for the embedding, one for the head; the last two
- * share memory unless the embeddings are tied, when the head needs both. A segment that is not cut is used where it is kept: nothing
- * moves.
+ * Slots, for each segment that is cut: two for layers (l and its neighbour), one for the embedding, one for the head;
+ * the last two share memory unless the embeddings are tied, when the head needs both. A segment that is not cut is
+ * used where it is kept: nothing moves.
  */
 #include "store/layout.h"
 
@@ -362,7 +362,8 @@ static bool all_finite(const Store *s, const Slice *slice) {
     return true;
 }
 
-/* The first of this rank's tensors whose gradient is not finite; "" when all are. Only a bad step reads gradients here. */
+/* The first of this rank's tensors whose gradient is not finite; "" when all are. Only a bad step reads gradients
+ * here. */
 static void name_bad(const Store *s, char *out, size_t bytes) {
     settle(s);
     *out = 0;

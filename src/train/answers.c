@@ -5,7 +5,8 @@
  *   norms             1: finite
  *   loss              0
  *
- * The record of rank r is FILE.r: for every read, in order, the members, rounds and experts of the table and then the table, as int64.
+ * The record of rank r is FILE.r: for every read, in order, the members, rounds and experts of the table and then the
+ * table, as int64.
  */
 #include "train/answers.h"
 

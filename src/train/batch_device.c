@@ -1,9 +1,9 @@
-/* A step's sequences, onto the device: sequence i of a step goes to sequence group i mod (W / D); micro-batches cut each group's list into
- * runs that differ by at most one, and comm/cut.h says which of their positions are whose. A group or micro-batch without sequences runs
- * like any other.
+/* A step's sequences, onto the device: sequence i of a step goes to sequence group i mod (W / D); micro-batches cut
+ * each group's list into runs that differ by at most one, and comm/cut.h says which of their positions are whose. A
+ * group or micro-batch without sequences runs like any other.
  *
- * Whole sequences exist one at a time, on the host: of each a rank takes its own positions, and for the positions of its ring member
- * what they see of every ring member's. */
+ * Whole sequences exist one at a time, on the host: of each a rank takes its own positions, and for the positions of
+ * its ring member what they see of every ring member's. */
 #include "train/run.h"
 
 #include <string.h>

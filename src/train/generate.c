@@ -1,6 +1,6 @@
-/* Generation: the whole context runs through the model for every new token (there is no KV cache yet). All ranks know the text; it is a
- * sequence of the first sequence group, and whoever has its last position samples. The other ranks run along without tokens, since
- * weights and experts are spread over all of them. */
+/* Generation: the whole context runs through the model for every new token (there is no KV cache yet). All ranks know
+ * the text; it is a sequence of the first sequence group, and whoever has its last position samples. The other ranks
+ * run along without tokens, since weights and experts are spread over all of them. */
 #include "base/random.h"
 #include "train/run.h"
 
@@ -27,7 +27,8 @@ static void fill_text(Run *r, const int32_t *ids, int64_t tokens) {
     }
 }
 
-/* The text as a micro-batch in the memory of the step's first one: a sequence of the first sequence group; the other ranks have none. */
+/* The text as a micro-batch in the memory of the step's first one: a sequence of the first sequence group; the other
+ * ranks have none. */
 static MicroBatch text_batch(Run *r, const int32_t *ids, int64_t tokens) {
     MicroBatch b = r->micro[0];
     int ring = r->model.cut.ring, own = r->comm.mesh.axis[AXIS_RING].index;

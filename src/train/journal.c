@@ -59,7 +59,8 @@ static bool same_settings(const char *run, const Config *c, Error *e) {
     return ok;
 }
 
-/* The lock is the directory's own and goes with the process. Where a file system has none, two runs are not told apart. */
+/* The lock is the directory's own and goes with the process. Where a file system has none, two runs are not told
+ * apart. */
 static bool lock_directory(const char *run, int *lock, Error *e) {
     if (*lock < 0) *lock = open(run, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (*lock < 0)

@@ -1,4 +1,5 @@
-/* What a run writes for people and scripts: metrics.jsonl (an object a step), events.jsonl (what happened), and the terminal. Rank 0's. */
+/* What a run writes for people and scripts: metrics.jsonl (an object a step), events.jsonl (what happened), and the
+ * terminal. Rank 0's. */
 #ifndef MOP_JOURNAL_H
 #define MOP_JOURNAL_H
 
@@ -6,8 +7,9 @@
 
 typedef struct Journal Journal;
 
-/* Creates nothing. A run directory that exists is taken for this process alone, as long as *lock (-1 at first) stays open, and
- * refused where its checkpoints were made with settings that may not be resumed with these (config_resumable). */
+/* Creates nothing. A run directory that exists is taken for this process alone, as long as *lock (-1 at first) stays
+ * open, and refused where its checkpoints were made with settings that may not be resumed with these
+ * (config_resumable). */
 bool journal_claim(const char *run, const Config *c, int *lock, Error *e);
 /* Makes the run directory, takes it if that is still to be done, and writes the resolved config.yaml. */
 bool journal_prepare(const char *run, const Config *c, int *lock, Error *e);

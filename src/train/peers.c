@@ -1,5 +1,6 @@
-/* With P > 1 a rank gives rows of the embedding to those who share the vocabulary with it, and judges their tokens by its part of
- * the head. A batch is a pure function of seed, step and rank, so instead of being told their tokens it makes them too. */
+/* With P > 1 a rank gives rows of the embedding to those who share the vocabulary with it, and judges their tokens by
+ * its part of the head. A batch is a pure function of seed, step and rank, so instead of being told their tokens it
+ * makes them too. */
 #include "train/run.h"
 
 #include <stdlib.h>

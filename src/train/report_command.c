@@ -1,5 +1,6 @@
-/* `mop report RUN`: where the time of a run goes, from its metrics.jsonl alone, so that it may still be training. Memory is bounded for
- * any number of steps: of a long run every second, fourth, ... step is kept for the medians; sums and extremes are of all. */
+/* `mop report RUN`: where the time of a run goes, from its metrics.jsonl alone, so that it may still be training.
+ * Memory is bounded for any number of steps: of a long run every second, fourth, ... step is kept for the medians;
+ * sums and extremes are of all. */
 #include "base/json.h"
 #include "train/train.h"
 

@@ -10,8 +10,8 @@
 
 static const size_t UNLIMITED_DEVICE = (size_t)1 << 50, UNLIMITED_HOST = (size_t)1 << 32;
 
-/* Sequences in micro-batch `micro` of a rank's sequence group: sequence i of a step is group i mod (W / D)'s, whose list is cut into
- * micro-batches that differ by at most one. */
+/* Sequences in micro-batch `micro` of a rank's sequence group: sequence i of a step is group i mod (W / D)'s, whose
+ * list is cut into micro-batches that differ by at most one. */
 static int64_t sequences_of(const Config *c, int world, int rank, int64_t micro) {
     int64_t size = c->mixture_ulysses * c->mixture_ring, groups = world / size;
     int64_t mine = (c->train_sequences - rank / size + groups - 1) / groups;

@@ -1,5 +1,6 @@
-/* A Run is everything above for one rank: device, wire, model, store, and the memory of a step. Many live in one process: ranks that
- * are threads, and the sim ranks that `plan` opens to price a run. run_open reserves every arena; nothing is allocated afterwards. */
+/* A Run is everything above for one rank: device, wire, model, store, and the memory of a step. Many live in one
+ * process: ranks that are threads, and the sim ranks that `plan` opens to price a run. run_open reserves every arena;
+ * nothing is allocated afterwards. */
 #ifndef MOP_RUN_H
 #define MOP_RUN_H
 
@@ -29,8 +30,8 @@ typedef struct {
     Meter meter;    /* of one step */
 } Price;
 
-/* Seconds by what they were for, as device.h's StreamTime has them; exposed: the compute stream waited for the network. What is neither
- * computed nor exposed is the host's: it issues work, makes batches, writes. */
+/* Seconds by what they were for, as device.h's StreamTime has them; exposed: the compute stream waited for the
+ * network. What is neither computed nor exposed is the host's: it issues work, makes batches, writes. */
 typedef enum { TIME_COMPUTE, TIME_NETWORK, TIME_EXPOSED, TIME_KINDS } TimeKind;
 typedef struct {
     double by[TIME_KINDS][COMPONENT_COUNT];
@@ -69,7 +70,8 @@ typedef struct Run {
     int64_t bad_steps; /* consecutive */
 } Run;
 
-/* `sizes` NULL: every arena unlimited (sim only). On failure nothing is left open. The wire and everything passed in outlive the Run. */
+/* `sizes` NULL: every arena unlimited (sim only). On failure nothing is left open. The wire and everything passed in
+ * outlive the Run. */
 Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wire, const char *device,
               const Price *sizes, Error *e);
 void run_close(Run *r);
@@ -80,17 +82,20 @@ size_t run_memory(Run *r);                  /* high-water of all arenas of this 
 /* What this version does not do, refused in words before anything is opened (EXIT_USAGE). */
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e);
 
-/* Sequences of micro-batch `micro` that a rank shares with its sequence group, and their tokens on it; in generation, of the text. */
+/* Sequences of micro-batch `micro` that a rank shares with its sequence group, and their tokens on it; in generation,
+ * of the text. */
 int64_t run_sequences(const Run *r, int rank, int64_t micro);
 int64_t run_tokens(const Run *r, int rank, int64_t micro);
-/* Those of the rank that has most: they decide in how many rounds all ranks work, so that all call the same collectives. */
+/* Those of the rank that has most: they decide in how many rounds all ranks work, so that all call the same
+ * collectives. */
 int64_t run_most_tokens(const Run *r, int64_t micro);
 
 /* ---- Batches onto the device (batch_device.c) -------------------------------------------------------- */
 
 void run_load_batch(Run *r, int64_t step);           /* the step's micro-batches */
 void run_load_in_order(Run *r, int64_t first_piece); /* evaluation: a step's worth of pieces from here on */
-/* What both do: every sequence of a step comes from `source`, which fills `one` with sequence number `sequence` of the step, whole. */
+/* What both do: every sequence of a step comes from `source`, which fills `one` with sequence number `sequence` of
+ * the step, whole. */
 typedef void (*SequenceSource)(Run *r, const void *context, int64_t sequence, Batch *one);
 void run_upload(Run *r, SequenceSource source, const void *context);
 /* This rank's positions of `one` become sequence `number` of b. */
@@ -103,8 +108,8 @@ bool peers_open(Run *r, Error *e);
 void peers_close(Run *r);
 int64_t peers_count(const Run *r); /* P, this rank included; 0 where P = 1 */
 int peers_rank(const Run *r, int64_t member);
-/* A member's positions of `one` become sequence `number` of its micro-batch. When all sequences of all members are there, peers_load makes
- * b->lookup of micro-batch `micro` of them. */
+/* A member's positions of `one` become sequence `number` of its micro-batch. When all sequences of all members are
+ * there, peers_load makes b->lookup of micro-batch `micro` of them. */
 void peers_take(Run *r, int64_t member, int64_t number, const Batch *one);
 void peers_load(Run *r, MicroBatch *b, int64_t micro);
 
@@ -134,8 +139,8 @@ double learning_rate_at(const Config *c, int64_t step); /* schedule.c */
 
 /* ---- Where the seconds of a step go (times.c) ---------------------------------------------------- */
 
-/* A rank tells its times of a step in the step's last collective. What comes behind (that collective, a blocking update) belongs to the
- * next step, and what lies between steps (checkpoints, samples) to none. */
+/* A rank tells its times of a step in the step's last collective. What comes behind (that collective, a blocking
+ * update) belongs to the next step, and what lies between steps (checkpoints, samples) to none. */
 void times_begin(Run *r);
 Times times_tell(Run *r);
 Times times_mean(const double *sums, int ranks); /* sums [TIMES] over so many ranks */
@@ -149,7 +154,8 @@ typedef struct {
 } Evaluation;
 bool evaluate(Run *r, Evaluation *out, Error *e);
 
-/* Extends `ids`, the same on all ranks, by `count` tokens, sampled by rank 0 from the last sequence_length ones. Every rank calls it. */
+/* Extends `ids`, the same on all ranks, by `count` tokens, sampled by rank 0 from the last sequence_length ones.
+ * Every rank calls it. */
 typedef struct {
     double temperature, top_p; /* temperature 0: the likeliest */
     uint64_t seed;

@@ -1,4 +1,5 @@
-/* The learning rate: linear warm-up over `optimizer.warmup` steps, then constant, or falling to learning_rate x minimum at the last step. */
+/* The learning rate: linear warm-up over `optimizer.warmup` steps, then constant, or falling to learning_rate x
+ * minimum at the last step. */
 #include "train/run.h"
 
 #include <math.h>

@@ -1,4 +1,5 @@
-/* From a Config to open ranks. Everything that can be refused is refused here, before a file is created or a weight is read. */
+/* From a Config to open ranks. Everything that can be refused is refused here, before a file is created or a weight
+ * is read. */
 #include "train/session.h"
 
 #include "checkpoint/checkpoints.h"
@@ -150,7 +151,8 @@ typedef struct {
     bool failed; /* one of those that have */
 } Ranks;
 
-/* Ranks of one mpirun mostly fail alike: rank 0 speaks, which ends the job; the others speak when it has not done so. */
+/* Ranks of one mpirun mostly fail alike: rank 0 speaks, which ends the job; the others speak when it has not done so.
+ * */
 static void let_leader_speak(void) {
     if (wire_mpi_rank() > 0) sleep(3);
 }
@@ -177,7 +179,8 @@ static void rank_returns(Ranks *all, int index, const Error *e, bool ok) {
     pthread_mutex_unlock(&all->lock);
 }
 
-/* A rank that fails tells the others; its Run stays open until all have returned, since they may be reading its memory. */
+/* A rank that fails tells the others; its Run stays open until all have returned, since they may be reading its
+ * memory. */
 static void rank_main(void *context, int index) {
     Ranks *all = context;
     Session *s = all->session;

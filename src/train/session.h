@@ -1,5 +1,5 @@
-/* A session: what a command needs before ranks exist (model, data, tokenizer, world), and the ranks themselves, as threads of this
- * process or as this process among those of an mpirun. */
+/* A session: what a command needs before ranks exist (model, data, tokenizer, world), and the ranks themselves, as
+ * threads of this process or as this process among those of an mpirun. */
 #ifndef MOP_SESSION_H
 #define MOP_SESSION_H
 
@@ -29,19 +29,20 @@ struct Session {
     Error *errors; /* [local] */
 };
 
-/* Takes these settings, and decides how many ranks and threads they mean. An open session may take others of the same model and data, one
- * after the other, and run each. */
+/* Takes these settings, and decides how many ranks and threads they mean. An open session may take others of the same
+ * model and data, one after the other, and run each. */
 bool session_settle(Session *s, Config *c, Error *e);
 /* Settles, and reads the model's description (model.path or model.config). */
 bool session_open(Session *s, Config *c, Error *e);
 /* Opens data.path; none is an error. */
 bool session_data(Session *s, Error *e);
-/* Prices the run, refuses what does not fit, opens wires and ranks, loads or makes weights is the body's part. Returns the exit code, its
- * error printed. */
+/* Prices the run, refuses what does not fit, opens wires and ranks, loads or makes weights is the body's part.
+ * Returns the exit code, its error printed. */
 int session_run(Session *s, PriceFunction price, RankBody body, void *context);
 void session_close(Session *s);
 
-/* For bodies: this rank's way to the checkpoints of `run` ("": none), and the first weights: model.path's, or random ones. */
+/* For bodies: this rank's way to the checkpoints of `run` ("": none), and the first weights: model.path's, or random
+ * ones. */
 Checkpoints *session_checkpoints(Session *s, Run *r, const char *run, Error *e);
 bool session_weights(Session *s, Run *r, Checkpoints *c, Error *e);
 bool session_read_weights(Session *s, Run *r, Error *e); /* the first weights, where there is no run directory */

@@ -3,9 +3,9 @@
  *   batch -> embed -> [fetch -> layer_forward -> release] x L -> head and loss -> [fetch -> layer_backward -> give] x L reversed
  *         -> embed backward -> norm -> clip factor -> numbers
  *
- * Layers outside, micro-batches inside: all micro-batches pass layer l before l + 1, forward and backward, so each weight is
- * gathered once per pass and each gradient is final once. There is no update phase: fetch applies the update that is due, so an
- * update happens inside the next step's forward, just before its layer runs.
+ * Layers outside, micro-batches inside: all micro-batches pass layer l before l + 1, forward and backward, so each
+ * weight is gathered once per pass and each gradient is final once. There is no update phase: fetch applies the
+ * update that is due, so an update happens inside the next step's forward, just before its layer runs.
  */
 #include "train/run.h"
 
@@ -109,7 +109,8 @@ static bool numbers(Run *r, bool stop, StepResult *out, Error *e) {
     return true;
 }
 
-/* The clip factor is torch's: max_norm / (norm + 1e-6), at most 1. A gradient that is not finite makes no update anywhere. */
+/* The clip factor is torch's: max_norm / (norm + 1e-6), at most 1. A gradient that is not finite makes no update
+ * anywhere. */
 static void make_update_due(Run *r, int64_t step, StepResult *out) {
     const Config *c = r->config;
     out->learning_rate = learning_rate_at(c, step);

@@ -1,5 +1,5 @@
-/* Where the seconds of a step go: differences of what the streams have counted since the device was opened. Nothing is ever
- * cleared, so that who reads the streams' times disturbs nobody. */
+/* Where the seconds of a step go: differences of what the streams have counted since the device was opened. Nothing
+ * is ever cleared, so that who reads the streams' times disturbs nobody. */
 #include "train/run.h"
 
 #include <string.h>

@@ -1,5 +1,5 @@
-/* The trace's file. Times go out as whole nanoseconds, in microseconds with three decimals: rounding start and end, and never a
- * duration, keeps events of a lane from overlapping. */
+/* The trace's file. Times go out as whole nanoseconds, in microseconds with three decimals: rounding start and end,
+ * and never a duration, keeps events of a lane from overlapping. */
 #include "train/trace.h"
 #include "ops/kernels.h"
 

@@ -5,8 +5,9 @@
 #include "train/session.h"
 #include "train/trace.h"
 
-/* Trains from the run directory's newest checkpoint, or from the first weights, to train.steps. SIGINT, SIGTERM and SIGUSR1 finish the
- * step, save, and end with EXIT_STOPPED; under mpirun only SIGUSR1 does. A second signal ends at once. */
+/* Trains from the run directory's newest checkpoint, or from the first weights, to train.steps. SIGINT, SIGTERM and
+ * SIGUSR1 finish the step, save, and end with EXIT_STOPPED; under mpirun only SIGUSR1 does. A second signal ends at
+ * once. */
 int train_command(Session *s, const char *run, const TraceOptions *trace, PriceFunction price);
 /* One JSON line: loss, tokens, perplexity, bits_per_byte of the whole of data.path. */
 int evaluate_command(Session *s, PriceFunction price);

@@ -4,9 +4,9 @@
 . tests/end_to_end/common.bash
 
 MOP=$(realpath "$MOP")
-mkdir "$here/work"
-ln -s "$PWD/examples" "$here/work/examples"
-cd "$here/work"
+mkdir "$here/elsewhere"
+ln -s "$PWD/examples" "$here/elsewhere/examples"
+cd "$here/elsewhere"
 
 # `verifies CODE ARGUMENT...`: ends with this code; what it says is in $here/out.
 verifies() {

@@ -133,8 +133,8 @@ static int64_t cell_of(const OrderArgs *a, int64_t slot) {
     return slot / k % rounds * experts + e;
 }
 
-/* Sorted by round, by expert, and by slot within an expert: a counting sort. `counts` holds, in turn, how many slots each cell has, where
- * its next row goes, where its rows end, and how many it has again. */
+/* Sorted by round, by expert, and by slot within an expert: a counting sort. `counts` holds, in turn, how many slots
+ * each cell has, where its next row goes, where its rows end, and how many it has again. */
 void plain_route_order(Stream *s, const void *arguments) {
     (void)s;
     const OrderArgs *a = arguments;

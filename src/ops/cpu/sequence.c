@@ -130,8 +130,8 @@ void plain_attention(Stream *s, const void *arguments) {
     }
 }
 
-/* lse = log(exp(l) + exp(l')), out = exp(l - lse) out + exp(l' - lse) out'; l is the lse before, ' is the part's. A side
- * that has seen nothing says nothing. */
+/* lse = log(exp(l) + exp(l')), out = exp(l - lse) out + exp(l' - lse) out'; l is the lse before, ' is the part's. A
+ * side that has seen nothing says nothing. */
 void plain_attention_merge(Stream *s, const void *arguments) {
     (void)s;
     const AttentionRowsArgs *a = arguments;

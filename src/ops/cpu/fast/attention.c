@@ -20,10 +20,10 @@
  *
  * Which rows a lane sees is one interval either way: query t sees keys first[t] .. last[t] - 1, and since neither
  * end falls as t grows, the queries that see key j are an interval too. Chunks that no lane sees are skipped; only
- * rows that some lane does not see are masked. A task is one held block, so results depend on no other task; the gradient
- * then meets every pair twice, which costs 7 products instead of 5. Where the threads can share the KV heads without
- * much waiting a task is a whole KV head instead: its key blocks in order also make dq, with 5 products. Either way
- * each element of S, dP and dq is the same sum in the same order: how the work is cut changes no bit. */
+ * rows that some lane does not see are masked. A task is one held block, so results depend on no other task; the
+ * gradient then meets every pair twice, which costs 7 products instead of 5. Where the threads can share the KV heads
+ * without much waiting a task is a whole KV head instead: its key blocks in order also make dq, with 5 products.
+ * Either way each element of S, dP and dq is the same sum in the same order: how the work is cut changes no bit. */
 #include "ops/cpu/fast/fast.h"
 
 enum {

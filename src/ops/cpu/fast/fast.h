@@ -2,10 +2,10 @@
  *
  * Every .c file of this folder but select.c is compiled once for each REAL (float, double) and ISA (avx512bf16 for
  * float alone, avx512, avx2, portable); KERNEL(name) names the copy. The code is written on the compiler's vector
- * types, so that one text serves every instruction set. Products may be fused with sums (fma), nothing else is reordered:
- * NaN and infinities stay visible, and the order of every sum is written in the code. A copy compiled from REAL = float
- * also serves bf16 data: rows are widened to float when loaded and rounded when stored. Copies of REAL = double see fp64
- * alone.
+ * types, so that one text serves every instruction set. Products may be fused with sums (fma), nothing else is
+ * reordered: NaN and infinities stay visible, and the order of every sum is written in the code. A copy compiled from
+ * REAL = float also serves bf16 data: rows are widened to float when loaded and rounded when stored. Copies of REAL =
+ * double see fp64 alone.
  *
  * What runs for each op stands in table.h. */
 #ifndef MOP_FAST_H
