@@ -1,12 +1,16 @@
 /* Ring attention: the ring members' blocks of keys and values travel round, and what a block adds is merged by its
  * log-sum-exp.
  *
- *   step        0           1           2                        4 members, seen by member 2
- *   here      block 2     block 1     block 0     block 3
- *   forward   attention   + merge     + merge     + merge        the next block comes in while one is worked on
- *   backward  dq, dk, dv  dq += ...
- *             |           dk, dv of block 1, begun by member 1, arrive, are added to, and go on to member 3; after as many shifts as there are
- *             |           members they are home, complete. They travel in the sum type, behind the keys that the next step needs.
+ *   4 members, seen by member 2
+ *
+ *   step         0           1           2           3
+ *   here      block 2     block 1     block 0     block 3        the next block comes in while one is worked on
+ *   forward   attention   + merge     + merge     + merge
+ *   backward  dq          dq +=       dq +=       dq +=
+ *             dk 2, dv 2  dk 1, dv 1  dk 0, dv 0  dk 3, dv 3     begun by the block's own member, added to by each
+ *
+ * In backward the gradients of a block travel behind it, in the sum type: they arrive, are added to, and go on. After
+ * as many shifts as there are members they are home, complete.
  *
  * Who sees whom is said for each block by intervals of its rows (MicroBatch.first, last), so packed documents,
  * windows and the zigzag order of comm/cut.h need nothing here. A block of which nobody here sees anything is passed

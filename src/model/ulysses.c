@@ -10,7 +10,7 @@
  * of query heads on every rank, and the KV heads that they read: whole groups of at most `mixture.ulysses_heads` KV
  * heads where D_u divides the KV heads; else so many query heads that all of a slice read one KV head, which goes to
  * every rank that needs it (replication). The gradients of a KV head that several ranks or slices read are summed by
- * the rows' owner in the order of ranks and, for each, of slices, in the sum type.
+ * the rows' owner in the order of slices and, in each, of ranks, in the sum type.
  *
  * A group of one has everything already: no slices, no copies.
  *
