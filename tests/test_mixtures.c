@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -19,7 +20,10 @@ static void assert_all_agree(const char *family, const Trial *trial, size_t firs
 static void mixtures_of_all_axes_equal_one_rank(void **state) {
     (void)state;
     const Trial trial = {0};
-    for (size_t f = 0; f < FAMILIES; f++) assert_all_agree(families[f], &trial, 0, 1, 1e-12);
+    for (size_t f = 0; f < FAMILIES; f++) {
+        bool again = strstr(families[f], "window") != NULL; /* of a family that has been tried */
+        assert_all_agree(families[f], &trial, 0, again ? 3 : 1, 1e-12);
+    }
 }
 
 /* A quarter of the layouts for each family, together all. */
