@@ -1,7 +1,10 @@
 /* Machines: built-in rows and files. A file is damaged in one way at a time, and each damage has its sentence; then
  * in many ways at once. */
 #include "device/device.h"
+#include "ops/kernels.h"
 #include "plan/doctor_parts.h"
+#include "plan/other_products.h"
+#include "plan/peaks.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -317,6 +320,50 @@ static void products_above_the_peak_make_no_machine(void **state) {
     free(r);
 }
 
+/* Where there is such a library. */
+static void products_by_others_are_products(void **state) {
+    enum { ROWS = 3, COLUMNS = 5, INNER = 4 };
+    (void)state;
+    for (int n = 0; n < OTHER_COUNT; n++) {
+        OtherProducts o;
+        float a[ROWS * INNER], b[INNER * COLUMNS], c[ROWS * COLUMNS];
+        if (!other_products_open(&o, (OtherName)n, 1)) {
+            print_message("%s is not installed\n", other_products_name((OtherName)n));
+            continue;
+        }
+        for (int i = 0; i < ROWS * INNER; i++) a[i] = (float)(i * i % 7);
+        for (int i = 0; i < INNER * COLUMNS; i++) b[i] = (float)(i * 3 % 11);
+        assert_true(other_products_run(&o, c, a, b, ROWS, COLUMNS, INNER));
+        for (int i = 0; i < ROWS * COLUMNS; i++) {
+            float sum = 0;
+            for (int j = 0; j < INNER; j++) sum += a[i / COLUMNS * INNER + j] * b[j * COLUMNS + i % COLUMNS];
+            assert_true(c[i] == sum); /* small whole numbers */
+        }
+    }
+}
+
+/* On three threads, whose parts do not divide the arrays evenly. */
+static void sweeps_move_what_they_say(void **state) {
+    enum { BYTES = 1000 * 64 };
+    (void)state;
+    Error e = {0};
+    Peaks p;
+    Device *d = device_open("cpu", 3, kernels_for("cpu", &e), &e);
+    if (!d || !peaks_open(&p, d, BYTES, &e)) fail_msg("%s", e.text);
+    const float *a = p.array[0].data, *b = p.array[1].data, *c = p.array[2].data;
+    int64_t n = tensor_count(p.array[0]);
+    assert_int_equal(n * (int64_t)sizeof(float), BYTES);
+    for (int k = PEAK_COPY; k < PEAK_COUNT; k++) {
+        memset(p.array[0].data, 0, BYTES);
+        peak_run(&p, (Peak)k);
+        assert_true(peak_work(&p, (Peak)k) == (k == PEAK_TRIAD ? 3.0 : 2.0) * BYTES);
+        for (int64_t i = 0; i < n; i++) assert_true(a[i] == (k == PEAK_TRIAD ? b[i] + 0.5f * c[i] : b[i]));
+    }
+    assert_true(peak_rate(&p, PEAK_FMA_FP32) > 0);
+    peaks_close(&p);
+    device_close(d);
+}
+
 static const char *const gpu_figures[] = {"gpu_matrix_bf16_square_flop_per_s",
                                           "gpu_matrix_fp32_square_flop_per_s",
                                           "gpu_matrix_fp64_square_flop_per_s",
@@ -402,6 +449,8 @@ int main(void) {
         cmocka_unit_test(a_machine_that_is_not_there_is_an_error_of_usage),
         cmocka_unit_test(figures_become_a_file_that_is_accepted),
         cmocka_unit_test(products_above_the_peak_make_no_machine),
+        cmocka_unit_test(products_by_others_are_products),
+        cmocka_unit_test(sweeps_move_what_they_say),
         cmocka_unit_test(figures_of_gpus_become_a_file_that_is_accepted),
         cmocka_unit_test(a_gpu_without_a_figure_makes_no_machine),
     };

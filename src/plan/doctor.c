@@ -48,6 +48,7 @@ static bool measure(Report *r, const Host *h, const char *disk, Error *e) {
         if (e->code != EXIT_DONE) return false;
         if (threads == h->threads) break;
     }
+    doctor_other_products(r, h);
     doctor_disk(r, disk);
     doctor_threads_wire(r, (int)max64(2, min64(8, h->threads)));
     return true;

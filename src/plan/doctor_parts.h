@@ -59,8 +59,9 @@ typedef struct {
 } Host;
 Host host_look(Report *r); /* prints what it finds */
 
-void doctor_cpu(Report *r, const Host *h, int threads, Error *e); /* doctor_cpu.c: registers and memory */
+void doctor_cpu(Report *r, const Host *h, int threads, Error *e); /* doctor_cpu.c: peaks and AdamW */
 void doctor_products(Report *r, int threads, Error *e);           /* doctor_products.c: the ops themselves */
+void doctor_other_products(Report *r, const Host *h);             /* doctor_cpu.c: where libraries are installed */
 void doctor_disk(Report *r, const char *directory);               /* doctor_disk.c */
 void doctor_threads_wire(Report *r, int ranks);                   /* doctor_wire.c */
 bool doctor_mpi_wire(Report *r, Error *e); /* every rank of the mpirun calls it; only rank 0 prints */
