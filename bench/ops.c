@@ -1,162 +1,29 @@
-/* Achieved over possible, for each op at the shapes of the example model and two more.
+/* Achieved over possible, for each op at the shapes of the example model and some more.
  *
- *   bench_ops [DEVICE [THREADS]]      cpu and all processors unless said
+ *   bench_ops [DEVICE [THREADS [OP]...]]      cpu, all processors and all ops unless said
  *
- * Possible is what this program measures on the same machine just before: multiply-adds between registers, of bf16 the
- * dot products of pairs where the kernels have them, and a large array added to another. What an op did comes from its
- * own charge, so a row cannot flatter an op that the meter counts otherwise. "% of possible" is the time that the op's
- * FLOPs or its bytes, whichever take longer, would need at those rates, over the median time taken. Operands small
- * enough to stay in a cache may pass 100 %. A row during which other programs used the processors is marked: its figure
- * is not to be believed. After the table the same rows follow as JSON, one object a line.
+ * Possible is measured just before (possible.h). What an op did comes from its own charge, so a row cannot flatter an op
+ * that the meter counts otherwise. "% of possible" is the time that the op's FLOPs or its bytes, whichever take longer,
+ * would need at those rates, over the median time taken. Operands small enough to stay in a cache may pass 100 %; an op
+ * that writes as much as it reads can hardly pass 67 % beyond the caches, since each line that it writes is read first. A
+ * row during which other programs used the processors is marked: its figure is not to be believed.
+ *
+ * Dense fp32 products follow beside those of oneDNN and OpenBLAS, where these are installed, taking turns. After the
+ * tables the rows follow as JSON, one object a line.
  *
  * T tokens, H width, I expert width, E experts, k experts a token, V vocabulary, S document length, d head size. */
-#define _GNU_SOURCE
-#include "device/pool.h"
-#include "ops/kernels.h"
-#include <stdio.h>
+#include "plan/doctor_parts.h"
+#include "plan/other_products.h"
+#include "possible.h"
+
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 enum { T = 8192, H = 256, I = 256, E = 8, K = 2, V = 256, S = 512, HEADS = 4, D = 64 };
 enum { SEQUENCES = T / S, PARAMETERS = 11 << 20 };
 enum { MAX_TENSORS = 12, MAX_EXPERTS = 32 };
-
-/* ---- The machine ------------------------------------------------------------------------------ */
-
-/* Twelve independent chains hide the latency of a multiply-add. */
-#define FMA_LOOP(name, attributes, bytes)                                                                              \
-    attributes static float name(int64_t rounds) {                                                                     \
-        typedef float Vector __attribute__((vector_size(bytes)));                                                      \
-        Vector s0 = {0}, s1 = {1}, s2 = {2}, s3 = {3}, s4 = {4}, s5 = {5}, s6 = {6}, s7 = {7}, s8 = {8}, s9 = {9};     \
-        Vector s10 = {10}, s11 = {11}, a = (Vector){0} + 0.999f, b = (Vector){0} + 0.001f;                             \
-        for (int64_t r = 0; r < rounds; r++) {                                                                         \
-            s0 = s0 * a + b, s1 = s1 * a + b, s2 = s2 * a + b, s3 = s3 * a + b, s4 = s4 * a + b, s5 = s5 * a + b;      \
-            s6 = s6 * a + b, s7 = s7 * a + b, s8 = s8 * a + b, s9 = s9 * a + b, s10 = s10 * a + b, s11 = s11 * a + b;  \
-        }                                                                                                              \
-        s0 += s1 + s2 + s3 + s4 + s5 + s6 + s7 + s8 + s9 + s10 + s11;                                                  \
-        return s0[0];                                                                                                  \
-    }
-
-#if defined(__x86_64__)
-FMA_LOOP(fma_avx512, __attribute__((target("avx512f,fma"))), 64)
-FMA_LOOP(fma_avx2, __attribute__((target("avx2,fma"))), 32)
-
-/* The same of dot products. */
-__attribute__((target("avx512f,avx512bf16"))) static float dot_avx512(int64_t rounds) {
-    __m512 sum[12];
-    __m512i a = _mm512_set1_epi32(0x3f803f80), b = _mm512_set1_epi32(0x3c003c00); /* pairs of 1 and of 2^-7 */
-#pragma GCC unroll 12
-    for (int i = 0; i < 12; i++) sum[i] = _mm512_set1_ps((float)i);
-    for (int64_t r = 0; r < rounds; r++) {
-#pragma GCC unroll 12
-        for (int i = 0; i < 12; i++) sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)a, (__m512bh)b);
-    }
-#pragma GCC unroll 12
-    for (int i = 1; i < 12; i++) sum[0] += sum[i];
-    return sum[0][0];
-}
-#endif
-FMA_LOOP(fma_portable, , 16)
-
-typedef float (*Loop)(int64_t rounds);
-
-typedef struct {
-    const char *kernels;
-    Loop fma, dot; /* dot NULL: bf16 is widened */
-    int lanes;
-} FmaLoop;
-
-static const FmaLoop fma_loops[] = {
-#if defined(__x86_64__)
-    {"avx512bf16", fma_avx512, dot_avx512, 16}, {"avx512", fma_avx512, NULL, 16}, {"avx2", fma_avx2, NULL, 8},
-#endif
-    {"portable", fma_portable, NULL, 4},        {"plain", fma_portable, NULL, 4},
-};
-
-enum { PEAK_ROUNDS = 1 << 20, STREAM_VECTORS = 6 << 20, TRIES = 7 };
-
-typedef float Four __attribute__((vector_size(16)));
-
-typedef struct {
-    Loop loop;
-    Four *from, *to;
-    int parts;
-    volatile float sink;
-} Rates;
-
-static void peak_task(void *context, int64_t index, int worker) {
-    Rates *r = context;
-    (void)index, (void)worker;
-    r->sink = r->loop(PEAK_ROUNDS);
-}
-
-/* Two streams in, one out where it was read: no line is fetched only to be overwritten. */
-static void stream_task(void *context, int64_t index, int worker) {
-    Rates *r = context;
-    (void)worker;
-    int64_t end = STREAM_VECTORS * (index + 1) / r->parts;
-    for (int64_t i = STREAM_VECTORS * index / r->parts; i < end; i++) r->to[i] += r->from[i];
-}
-
-/* The shortest of several tries: what the machine can do. */
-static double seconds_least(Pool *pool, PoolTask task, Rates *r) {
-    double least = 1e9;
-    for (int i = 0; i < TRIES; i++) {
-        double start = seconds_now();
-        pool_run(pool, r->parts, task, r);
-        double seconds = seconds_now() - start;
-        if (seconds < least) least = seconds;
-    }
-    return least;
-}
-
-typedef struct {
-    double flops, bytes; /* per second, all threads */
-} Possible;
-
-static double flops_possible(Pool *pool, Rates *r, Loop loop, int elements) {
-    r->loop = loop;
-    return 2.0 * 12 * elements * PEAK_ROUNDS * r->parts / seconds_least(pool, peak_task, r);
-}
-
-static void possible_measure(Device *d, Arena *arena, Possible *fp32, Possible *bf16) {
-    Rates r = {.parts = pool_threads(d->pool)};
-    const FmaLoop *loops = NULL;
-    for (size_t i = 0; i < COUNT(fma_loops); i++) {
-        if (strcmp(fma_loops[i].kernels, d->kernels->name) == 0) loops = &fma_loops[i];
-    }
-    MUST(loops != NULL);
-    Mark mark = arena_mark(arena);
-    r.from = arena_tensor(arena, FP32, DIM(STREAM_VECTORS, 4)).data;
-    r.to = arena_tensor(arena, FP32, DIM(STREAM_VECTORS, 4)).data;
-    for (int64_t i = 0; i < STREAM_VECTORS; i++) r.from[i] = r.to[i] = (Four){1, 1, 1, 1};
-    double bytes = 3.0 * sizeof(Four) * STREAM_VECTORS / seconds_least(d->pool, stream_task, &r);
-    *fp32 = *bf16 = (Possible){flops_possible(d->pool, &r, loops->fma, loops->lanes), bytes};
-    if (loops->dot != NULL) bf16->flops = flops_possible(d->pool, &r, loops->dot, 2 * loops->lanes);
-    arena_reset(arena, mark);
-}
-
-/* Processor seconds that all programs have used, from /proc/stat; 0 where there is none. */
-static double seconds_busy(void) {
-    long long user = 0, nice = 0, system = 0, idle = 0, wait = 0, interrupt = 0, soft = 0, steal = 0;
-    FILE *f = fopen("/proc/stat", "r");
-    if (f == NULL) return 0;
-    int fields = fscanf(f, "cpu %lld %lld %lld %lld %lld %lld %lld %lld", &user, &nice, &system, &idle, &wait,
-                        &interrupt, &soft, &steal);
-    fclose(f);
-    return fields == 8 ? (double)(user + nice + system + interrupt + soft + steal) / (double)sysconf(_SC_CLK_TCK) : 0;
-}
-
-static double seconds_own(void) {
-    struct rusage u;
-    getrusage(RUSAGE_SELF, &u);
-    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + 1e-6 * (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec);
-}
 
 /* ---- Cases ------------------------------------------------------------------------------------ */
 
@@ -166,6 +33,7 @@ typedef struct {
     Type real, sum;
     Tensor t[MAX_TENSORS];
     int64_t rows[MAX_EXPERTS];
+    AttentionShape attention;
 } Bench;
 
 typedef struct {
@@ -334,15 +202,13 @@ static void rope_table_bench(Bench *b) {
     rope_table(b->stream, b->t[2], b->t[3], 10000);
 }
 
-static AttentionShape attention_shape(void) {
-    return (AttentionShape){.scale = 0.125, .pairs = (int64_t)SEQUENCES * S * (S + 1) / 2};
-}
+/* size: tokens, heads, d, document length. */
 static void attention_bench(Bench *b) {
-    attention(b->stream, b->t[0], b->t[8], b->t[1], b->t[2], b->t[3], b->t[10], b->t[11], attention_shape());
+    attention(b->stream, b->t[0], b->t[8], b->t[1], b->t[2], b->t[3], b->t[10], b->t[11], b->attention);
 }
 static void attention_backward_bench(Bench *b) {
     attention_backward(b->stream, b->t[4], b->t[5], b->t[6], b->t[9], b->t[7], b->t[8], b->t[1], b->t[2], b->t[3],
-                       b->t[10], b->t[11], attention_shape());
+                       b->t[10], b->t[11], b->attention);
 }
 static void attention_delta_bench(Bench *b) {
     attention_delta(b->stream, b->t[9], b->t[7], b->t[0]);
@@ -351,10 +217,11 @@ static void attention_delta_bench(Bench *b) {
 static void attention_prepare(Bench *b, const int64_t *size) {
     for (int i = 0; i < 8; i++) b->t[i] = random_tensor(b, b->real, DIM(size[0], size[1], size[2]));
     for (int i = 8; i < 10; i++) b->t[i] = random_tensor(b, b->sum, DIM(size[1], size[0]));
-    b->t[10] = steps(b, S, S, size[0]);
+    b->t[10] = steps(b, size[3], size[3], size[0]);
     b->t[11] = steps(b, 1, 1, size[0] + 1);
     b->t[11] = tensor_rows(b->t[11], 1, size[0]); /* last: row + 1 */
-    attention_bench(b);                           /* its lse belongs to the backward's inputs */
+    b->attention = (AttentionShape){.scale = 0.125, .pairs = size[0] * (size[3] + 1) / 2};
+    attention_bench(b); /* its lse belongs to the backward's inputs */
 }
 
 /* out, part; lse, part_lse */
@@ -480,9 +347,13 @@ static const Case cases[] = {
     {OP_EXPERTS_LINEAR, {32 * 8, 512, 1024, 32}, linear_prepare, experts_bench},
     {OP_EXPERTS_LINEAR_DX, {32 * 8, 512, 1024, 32}, dx_prepare, experts_dx_bench},
     {OP_EXPERTS_LINEAR_DW, {32 * 8, 512, 1024, 32}, dw_prepare, experts_dw_bench},
-    {OP_ATTENTION, {T, HEADS, D}, attention_prepare, attention_bench},
-    {OP_ATTENTION_DELTA, {T, HEADS, D}, attention_prepare, attention_delta_bench},
-    {OP_ATTENTION_BACKWARD, {T, HEADS, D}, attention_prepare, attention_backward_bench},
+    {OP_ATTENTION, {T, HEADS, D, S}, attention_prepare, attention_bench},
+    {OP_ATTENTION_DELTA, {T, HEADS, D, S}, attention_prepare, attention_delta_bench},
+    {OP_ATTENTION_BACKWARD, {T, HEADS, D, S}, attention_prepare, attention_backward_bench},
+    {OP_ATTENTION, {4096, HEADS, 64, 4096}, attention_prepare, attention_bench},
+    {OP_ATTENTION_BACKWARD, {4096, HEADS, 64, 4096}, attention_prepare, attention_backward_bench},
+    {OP_ATTENTION, {4096, HEADS, 128, 4096}, attention_prepare, attention_bench},
+    {OP_ATTENTION_BACKWARD, {4096, HEADS, 128, 4096}, attention_prepare, attention_backward_bench},
     {OP_ATTENTION_MERGE, {T, HEADS, D}, merge_prepare, merge_bench},
     {OP_SWIGLU, {T * K, I}, swiglu_prepare, swiglu_bench},
     {OP_SWIGLU_BACKWARD, {T * K, I}, swiglu_prepare, swiglu_backward_bench},
@@ -499,6 +370,8 @@ static const Case cases[] = {
     {OP_ROUTE, {T, E, K}, route_prepare, route_bench},
     {OP_ROUTE_STATISTICS, {T, E, K}, route_prepare, route_statistics_bench},
     {OP_ROUTE_BACKWARD, {T, E, K}, route_prepare, route_backward_bench},
+    {OP_ROUTE, {T, 128, 8}, route_prepare, route_bench},
+    {OP_ROUTE_BACKWARD, {T, 128, 8}, route_prepare, route_backward_bench},
     {OP_ROUTE_ORDER, {T, K, H}, order_prepare, order_bench},
     {OP_GATHER_ROWS, {T, K, H}, order_prepare, gather_bench},
     {OP_SUM_SLOTS, {T, K, H}, order_prepare, sum_slots_bench},
@@ -519,9 +392,8 @@ typedef struct {
     double others; /* processors that other programs kept busy meanwhile */
 } Measured;
 
-enum { RUNS_LEAST = 7, RUNS_MOST = 400 };
-static const double SECONDS_LEAST = 0.25, SECONDS_MOST = 2; /* of one row */
-static const double OTHERS_MOST = 0.1;
+enum { RUNS_LEAST = 5, RUNS_MOST = 200 };
+static const double SECONDS_LEAST = 0.15, SECONDS_MOST = 2; /* of one row */
 
 static int by_size(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -543,23 +415,22 @@ static Measured case_measure(Bench *b, const Case *c) {
     double first = run_timed(b, c); /* warms caches; the only one where an op takes long */
     Measured m = {
         .c = c, .real = b->real, .flops = (double)meter->op[c->op].flops, .bytes = (double)meter->op[c->op].bytes};
-    double taken[RUNS_MOST] = {first}, total = 0, busy = seconds_busy(), own = seconds_own(), start = seconds_now();
+    double taken[RUNS_MOST] = {first}, total = 0;
+    Samples meanwhile = samples_begin();
     int limit = first > SECONDS_MOST ? 0 : RUNS_MOST;
     while (m.runs < limit && (m.runs < RUNS_LEAST || total < SECONDS_LEAST) && total < SECONDS_MOST) {
         taken[m.runs] = run_timed(b, c);
         total += taken[m.runs++];
     }
-    double span = seconds_now() - start;
-    if (m.runs > 0) m.others = (seconds_busy() - busy - (seconds_own() - own)) / span;
+    m.others = samples_others(&meanwhile);
     qsort(taken, (size_t)max64(m.runs, 1), sizeof *taken, by_size);
     m.seconds = taken[m.runs / 2];
     arena_reset(b->arena, mark);
     return m;
 }
 
-static double share_of_possible(const Measured *m, Possible p) {
-    double compute = m->flops / p.flops, memory = m->bytes / p.bytes;
-    return (compute > memory ? compute : memory) / m->seconds;
+static double share_of_possible(const Measured *m, const Possible *p) {
+    return possible_seconds(p, m->real, m->flops, m->bytes) / m->seconds;
 }
 
 static const char *size_text(const Case *c, char *text, size_t bytes) {
@@ -570,68 +441,143 @@ static const char *size_text(const Case *c, char *text, size_t bytes) {
     return text;
 }
 
-static void row_print(const Measured *m, Possible p) {
+static void row_print(const Measured *m, const Possible *p) {
     char size[64];
-    printf("%-20s %-18s %-5s %10.1f %9.1f %6.1f %8.1f %6.1f %8.1f%s\n", op_name(m->c->op),
-           size_text(m->c, size, sizeof size), type_name(m->real), 1e6 * m->seconds, 1e-9 * m->flops / m->seconds,
-           100 * m->flops / m->seconds / p.flops, 1e-9 * m->bytes / m->seconds, 100 * m->bytes / m->seconds / p.bytes,
-           100 * share_of_possible(m, p), m->others > OTHERS_MOST ? "  disturbed" : "");
+    printf("%-20s %-18s %-5s %10.1f %9.1f %8.1f %8.1f%s\n", op_name(m->c->op), size_text(m->c, size, sizeof size),
+           type_name(m->real), 1e6 * m->seconds, 1e-9 * m->flops / m->seconds, 1e-9 * m->bytes / m->seconds,
+           100 * share_of_possible(m, p), m->others > 0 ? "  disturbed" : "");
     fflush(stdout);
 }
 
-static void row_print_json(const Measured *m, Possible p, const Device *d) {
+static void row_print_json(const Measured *m, const Possible *p, const Device *d) {
     char size[64];
-    printf("{\"op\": \"%s\", \"size\": \"%s\", \"type\": \"%s\", \"kernels\": \"%s\", \"threads\": %d, \"seconds\": "
-           "%.6g, \"runs\": %d, "
-           "\"flops\": %.0f, \"bytes\": %.0f, \"possible_flops_per_s\": %.4g, \"possible_bytes_per_s\": %.4g, "
-           "\"of_possible\": %.4g, "
-           "\"other_load\": %.2f}\n",
-           op_name(m->c->op), size_text(m->c, size, sizeof size), type_name(m->real), d->kernels->name,
-           pool_threads(d->pool), m->seconds, m->runs, m->flops, m->bytes, p.flops, p.bytes, share_of_possible(m, p),
-           m->others);
+    printf("{\"bench\": \"op\", \"op\": \"%s\", \"size\": \"%s\", \"type\": \"%s\", \"kernels\": \"%s\", \"threads\": "
+           "%d, \"seconds\": %.6g, \"runs\": %d, \"flops\": %.0f, \"bytes\": %.0f, \"possible_flops_per_s\": %.4g, "
+           "\"possible_bytes_per_s\": %.4g, \"of_possible\": %.4g, \"other_load\": %.2f}\n",
+           op_name(m->c->op), size_text(m->c, size, sizeof size), type_name(m->real), d->kernels->name, d->threads,
+           m->seconds, m->runs, m->flops, m->bytes, m->real == BF16 ? p->bf16 : p->fp32, p->bytes,
+           share_of_possible(m, p), m->others);
 }
 
-static bool bench_run(const char *name, int threads, Error *e) {
+/* ---- Products of others ------------------------------------------------------------------------ */
+
+enum { TURNS = 5 };
+
+/* Threads of a library wait busily for a while after a product: each turn begins with a pause that outlasts it, and a
+ * product that is not timed. */
+static double turn_take(Bench *b, const OtherProducts *other, Tensor c, Tensor w, const int64_t *size) {
+    static const struct timespec pause = {.tv_nsec = 150000000};
+    const Case ours = {.run = linear_bench};
+    double seconds = 0;
+    nanosleep(&pause, NULL);
+    for (int i = 0; i < 2; i++) {
+        double start = seconds_now();
+        if (other == NULL)
+            run_timed(b, &ours);
+        else
+            MUST(other_products_run(other, c.data, b->t[LEFT].data, w.data, size[0], size[1], size[2]));
+        seconds = seconds_now() - start;
+    }
+    return seconds;
+}
+
+/* y[m,n] = x[m,k] w[n,k]^T in turns with each library's c[m,n] = a[m,k] b[k,n]. */
+static void compare_product(Bench *b, const OtherProducts *others, int count, const int64_t *size) {
+    Mark mark = arena_mark(b->arena);
+    linear_prepare(b, size);
+    Tensor c = random_tensor(b, FP32, DIM(size[0], size[1])), w = random_tensor(b, FP32, DIM(size[2], size[1]));
+    double taken[1 + OTHER_COUNT][TURNS], work = 2e-9 * (double)size[0] * (double)size[1] * (double)size[2], best = 0;
+    for (int turn = 0; turn < TURNS; turn++) {
+        for (int who = 0; who <= count; who++)
+            taken[who][turn] = turn_take(b, who == 0 ? NULL : &others[who - 1], c, w, size);
+    }
+    printf("%lldx%lldx%lld:", (long long)size[0], (long long)size[1], (long long)size[2]);
+    for (int who = 0; who <= count; who++) {
+        qsort(taken[who], TURNS, sizeof **taken, by_size);
+        double rate = work / taken[who][TURNS / 2];
+        if (who > 0 && rate > best) best = rate;
+        printf("  %s %.1f GFLOP/s", who == 0 ? "mop" : other_products_name(others[who - 1].name), rate);
+    }
+    double rate = work / taken[0][TURNS / 2];
+    printf("  mop over the best of the others: %.2f\n{\"bench\": \"products\", \"size\": \"%lldx%lldx%lld\", "
+           "\"threads\": %d, \"mop_flop_per_s\": %.4g, \"best_other_flop_per_s\": %.4g}\n",
+           rate / best, (long long)size[0], (long long)size[1], (long long)size[2], b->stream->device->threads,
+           1e9 * rate, 1e9 * best);
+    arena_reset(b->arena, mark);
+}
+
+static void compare_products(Bench *b) {
+    static const int64_t sizes[][4] = {{2048, 1024, 1024}, {8192, 256, 256}, {2048, 512, 512}};
+    OtherProducts others[OTHER_COUNT];
+    int count = 0;
+    printf("\ndense products, fp32, in turns with other libraries:\n");
+    for (int name = 0; name < OTHER_COUNT; name++) {
+        if (other_products_open(&others[count], (OtherName)name, b->stream->device->threads))
+            count++;
+        else
+            printf("no %s here (%s)\n", other_products_name((OtherName)name), other_products_packages((OtherName)name));
+    }
+    for (size_t i = 0; i < COUNT(sizes) && count > 0; i++) compare_product(b, others, count, sizes[i]);
+}
+
+/* ---- The bench --------------------------------------------------------------------------------- */
+
+static bool wanted(Op op, int count, char **names) {
+    for (int i = 0; i < count; i++)
+        if (strcmp(names[i], op_name(op)) == 0) return true;
+    return count == 0;
+}
+
+static void bench_rows(Device *d, Arena *arena, const Possible *possible, int count, char **names) {
+    static const Type types[] = {FP32, BF16};
+    Measured rows[COUNT(types) * COUNT(cases)];
+    int measured = 0, disturbed = 0;
+    Bench b = {.stream = &d->stream[STREAM_COMPUTE], .arena = arena};
+    printf("\n%-20s %-18s %-5s %10s %9s %8s %8s\n", "op", "size", "type", "median us", "GFLOP/s", "GB/s",
+           "% of possible");
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        const Case *c = &cases[i % COUNT(cases)];
+        if (!wanted(c->op, count, names)) continue;
+        b.real = types[i / COUNT(cases)];
+        b.sum = type_sum(b.real);
+        Measured *m = &rows[measured++];
+        *m = case_measure(&b, c);
+        row_print(m, possible);
+        disturbed += m->others > 0;
+    }
+    if (disturbed > 0) printf("\n%d rows were disturbed by other programs: run again on a quiet machine.\n", disturbed);
+    b.real = b.sum = FP32;
+    if (wanted(OP_LINEAR, count, names)) compare_products(&b);
+    printf("\n");
+    for (int i = 0; i < measured; i++) row_print_json(&rows[i], possible, d);
+}
+
+static bool bench_run(const char *name, int threads, int count, char **names, Error *e) {
     const Kernels *kernels = kernels_for(name, e);
     if (e->code != EXIT_DONE) return false;
     if (kernels == NULL) return fail(e, EXIT_USAGE, "%s runs nothing that could be timed; bench_ops; use cpu", name);
-    Device *d = device_open(name, threads, kernels, e);
-    if (d == NULL) return false;
+    Device *one = device_open(name, 1, kernels, e), *d = one ? device_open(name, threads, kernels, e) : NULL;
     Arena arena;
-    if (!arena_open(&arena, d, "bench", TIER_DEVICE, (size_t)1 << 30, e)) {
-        device_close(d);
-        return false;
-    }
-    static const Type types[] = {FP32, BF16};
-    Possible possible[COUNT(types)];
-    possible_measure(d, &arena, &possible[0], &possible[1]);
-    printf("%s kernels, %d threads: possible are %.1f GFLOP/s in fp32 and %.1f in bf16 (multiply-adds between "
-           "registers) and %.1f GB/s (adding large arrays)\n\n",
-           kernels->name, threads, 1e-9 * possible[0].flops, 1e-9 * possible[1].flops, 1e-9 * possible[0].bytes);
-    printf("%-20s %-18s %-5s %10s %9s %6s %8s %6s %8s\n", "op", "size", "type", "median us", "GFLOP/s", "%", "GB/s",
-           "%", "% of possible");
-    Measured rows[COUNT(types) * COUNT(cases)];
-    int disturbed = 0;
-    for (size_t i = 0; i < COUNT(rows); i++) {
-        Bench b = {.stream = &d->stream[STREAM_COMPUTE], .arena = &arena, .real = types[i / COUNT(cases)]};
-        b.sum = type_sum(b.real);
-        rows[i] = case_measure(&b, &cases[i % COUNT(cases)]);
-        row_print(&rows[i], possible[i / COUNT(cases)]);
-        disturbed += rows[i].others > OTHERS_MOST;
-    }
-    if (disturbed > 0) printf("\n%d rows were disturbed by other programs: run again on a quiet machine.\n", disturbed);
-    printf("\n");
-    for (size_t i = 0; i < COUNT(rows); i++) row_print_json(&rows[i], possible[i / COUNT(cases)], d);
-    arena_close(&arena);
-    device_close(d);
-    return true;
+    Possible alone, possible;
+    bool open = d && arena_open(&arena, d, "bench", TIER_DEVICE, (size_t)1 << 30, e);
+    if (open && possible_measure(one, &alone, e) && possible_measure(d, &possible, e))
+        bench_rows(d, &arena, &possible, count, names);
+    if (open) arena_close(&arena);
+    if (d) device_close(d);
+    if (one) device_close(one);
+    return e->code == EXIT_DONE;
 }
 
 int main(int count, char **argument) {
     const char *device = count > 1 ? argument[1] : "cpu";
     int threads = count > 2 ? atoi(argument[2]) : (int)sysconf(_SC_NPROCESSORS_ONLN);
     Error e = {0};
-    if (count > 3 || threads < 1) fail(&e, EXIT_USAGE, "bad arguments; command line; bench_ops [DEVICE [THREADS]]");
-    if (e.code != EXIT_DONE || !bench_run(device, threads, &e)) return error_print(&e);
-    return EXIT_DONE;
+    if (threads < 1) fail(&e, EXIT_USAGE, "bad arguments; command line; bench_ops [DEVICE [THREADS [OP]...]]");
+    for (int i = 3; i < count && e.code == EXIT_DONE; i++) {
+        bool known = false;
+        for (int op = 0; op < OP_COUNT; op++) known |= strcmp(argument[i], op_name((Op)op)) == 0;
+        if (!known) fail(&e, EXIT_USAGE, "\"%s\" is no op; command line; see the table", text_shown(argument[i]).text);
+    }
+    bool ok = e.code == EXIT_DONE && bench_run(device, threads, max64(count - 3, 0), argument + 3, &e);
+    return ok ? EXIT_DONE : error_print(&e);
 }
