@@ -83,7 +83,10 @@ bool machine_of_gpu(Report *r, const GpuFacts *g, Machine *out);
 bool machine_of_report(Report *r, const Host *h, Machine *out); /* false: noted why the figures make no machine */
 bool machine_write(const Machine *m, const Report *r, const char *path, Error *e);
 bool machine_compare(const Machine *m, const Report *r, const char *name, Error *e);
-int doctor_step(const char *config,
-                const char *machine); /* doctor_step.c: predicted and measured, op by op; the exit code */
+
+/* doctor_step.c: predicted and measured, op by op; the exit code. Whether there is such a config, with its data, is
+ * known before anything is measured. */
+bool doctor_step_possible(const char *config, Error *e);
+int doctor_step(const char *config, const char *machine);
 
 #endif
