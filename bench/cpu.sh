@@ -7,7 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=bench/results
-commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
+commit=$(git describe --always 2>/dev/null || echo unknown)
+git diff --quiet HEAD -- . ':!bench/results' ':!docs' 2>/dev/null || commit=$commit-dirty # results change nothing
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 source bench/record.bash
