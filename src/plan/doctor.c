@@ -46,7 +46,7 @@ static bool read_arguments(Arguments *a, int argc, char **argv, Error *e) {
 static bool measure(Report *r, const Host *h, const char *disk, Error *e) {
     for (int threads = 1;; threads = h->threads) {
         doctor_cpu(r, h, threads, e);
-        if (e->code == EXIT_DONE) doctor_products(r, threads, e);
+        if (e->code == EXIT_DONE) doctor_products(r, h, threads, e);
         if (e->code != EXIT_DONE) return false;
         if (threads == h->threads) break;
     }
