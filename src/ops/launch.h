@@ -30,8 +30,8 @@ static inline bool same_memory(Tensor a, Tensor b) {
 /* In place of a type: small exact work, and mixtures of types, that only the definition does. */
 enum { DEFINITION = TYPE_COUNT };
 
-/* Products and attention reach a share of the peak of their own, and so does what does several operations for each
- * byte that it moves, with an exp or a root among them. The rest is bound by memory whatever its FLOPs are counted at. */
+/* Products and attention each reach a share of the peak, and so does what does several operations for each byte that
+ * it moves, with an exp or a root among them. The rest is bound by memory, whatever its FLOPs are counted at. */
 static inline RateKind op_rate(Op op) {
     switch (op) {
     case OP_ATTENTION:

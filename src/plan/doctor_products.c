@@ -1,6 +1,6 @@
 /* What mop's own ops reach on this processor: the three products of a linear, attention forward and backward, and the
- * elementwise ops of a layer, each in the types that runs use. Small: the example's width, which is what sim predicts with; large: to be held
- * against the peak. */
+ * elementwise ops of a layer, each in the types that runs use. Small: the example's width, which is what sim predicts
+ * with; large: to be held against the peak. */
 #include "ops/kernels.h"
 #include "plan/doctor_parts.h"
 
