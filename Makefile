@@ -7,7 +7,7 @@ TEXT := data/bible.txt
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := build
-.PHONY: build cuda bench-gpu run test test-debug test-tsan test-faults bench format install clean
+.PHONY: build cuda bench-cpu bench-gpu machines-doc run test test-debug test-tsan test-faults bench format install clean
 
 # $(call make,preset,target,packages)
 define make
@@ -54,6 +54,14 @@ test-faults:
 
 bench: $(TEXT)
 	$(call make,default,bench,build)
+
+# What this machine can do, and a predicted step beside a measured one, into bench/results and docs/machines.md.
+bench-cpu: build $(TEXT)
+	bench/cpu.sh
+	tools/machines_doc.sh
+
+machines-doc:
+	tools/machines_doc.sh
 
 # On a machine with a GPU: builds, tests and measures everything there is for one, in one short run.
 bench-gpu:

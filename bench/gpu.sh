@@ -21,23 +21,7 @@ case $name in
     *) row=h100x1 ;;
 esac
 
-# `line FILE COMMAND CODE SECONDS FIGURES`: one line of JSON; no text in it needs escapes.
-line() {
-    printf '{"date": "%s", "machine": "%s", "commit": "%s", "command": "%s", "exit": %d, "seconds": %d, "figures": %s}\n' \
-        "$date" "$name" "$commit" "$2" "$3" "$4" "$5" >>"$1"
-}
-
-# `measure LABEL LIMIT COMMAND...`: runs it, shows and keeps what it says; sets $code and $took.
-measure() {
-    local label=$1 limit=$2 begun=$SECONDS
-    shift 2
-    echo "==== $label ($SECONDS s)"
-    code=0
-    timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$stem-$label.txt" || code=${PIPESTATUS[0]}
-    took=$((SECONDS - begun))
-    worst=$((code > worst ? code : worst))
-}
-worst=0
+source bench/record.bash
 
 # Where mop's own libraries are missing, what was brought along runs: build-cuda/mop, its test, and libraries in
 # build-cuda/lib. Nothing is installed: a borrowed machine may have no way out, and waiting for that costs its time.
@@ -66,9 +50,7 @@ figures="{\"cuda_passed\": $passed, \"cuda_failed_lines\": $failed}"
 line "$out/gpu.jsonl" "build-cuda/tests/test_device" "$code" "$took" "$figures"
 
 measure doctor 240 build-cuda/mop doctor --out "$stem.json" --compare "$row" --disk "$out"
-figures=null
-[[ ! -s $stem.json ]] || figures=$(tr -d '\n' <"$stem.json")
-line "$out/gpu.jsonl" "build-cuda/mop doctor --compare $row" "$code" "$took" "$figures"
+line "$out/gpu.jsonl" "build-cuda/mop doctor --compare $row" "$code" "$took" "$(one_line "$stem.json")"
 
 if command -v compute-sanitizer >/dev/null; then
     measure sanitizer 120 compute-sanitizer --error-exitcode 9 build-cuda/tests/test_device

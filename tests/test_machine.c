@@ -88,6 +88,8 @@ static const struct {
     {"unit_rates", "matrix_fp64_flop_per_s", "9e11", "matrix_fp64_flop_per_s is 9e+11: above peak_fp64_flop_per_s"},
     {"unit_rates", "attention_fp32_flop_per_s", "9e11",
      "attention_fp32_flop_per_s is 9e+11: above peak_fp32_flop_per_s"},
+    {"unit_rates", "elementwise_fp32_flop_per_s", "9e11",
+     "elementwise_fp32_flop_per_s is 9e+11: above peak_fp32_flop_per_s"},
     {"unit_rates", "peak_fp32_flop_per_s", "true", "\"peak_fp32_flop_per_s\" in \"unit_rates\": must be a number"},
     {"unit_rates", "memory_bytes_per_s", "-5e9", "\"memory_bytes_per_s\" in \"unit_rates\" is -5e+09"},
     {"unit_rates", "memory_bytes", "1", "\"memory_bytes\" in \"unit_rates\" is 1: must be from"},
@@ -235,6 +237,9 @@ static void sim_counts_at_the_rates_of_a_file(void **state) {
     charge(s, (Cost){.flops = 3000000, .rate = RATE_ATTENTION});
     seconds += 1e6 / m.achieved[RATE_ATTENTION][FP64];
     assert_true(fabs(s->clock - seconds) < 1e-9 * seconds);
+    charge(s, (Cost){.flops = 3000000, .rate = RATE_ELEMENTWISE});
+    seconds += 1e6 / m.achieved[RATE_ELEMENTWISE][FP64];
+    assert_true(fabs(s->clock - seconds) < 1e-9 * seconds);
     charge(s, (Cost){.flops = 1, .bytes = 3000000});
     seconds += 1e6 / m.bytes_per_s;
     assert_true(fabs(s->clock - seconds) < 1e-9 * seconds);
@@ -272,11 +277,13 @@ static void fill_report(Report *r, double share) {
         add_figure(r, key, share * 200e9);
         snprintf(key, sizeof key, "attention_%s_2_threads_flop_per_s", types[i]);
         add_figure(r, key, 60e9);
+        snprintf(key, sizeof key, "elementwise_%s_2_threads_flop_per_s", types[i]);
+        add_figure(r, key, 10e9);
     }
     add_figure(r, "triad_2_threads_bytes_per_s", 40e9);
     add_figure(r, "adamw_2_threads_bytes_per_s", 20e9);
     add_figure(r, "wire_threads_2_all_gather_64B_s", 3e-5);
-    add_figure(r, "wire_threads_2_all_gather_1MiB_bytes_per_s", 5e9);
+    add_figure(r, "wire_threads_2_all_gather_16MiB_bytes_per_s", 5e9);
 }
 
 static bool near(double x, double expected) {
@@ -297,10 +304,10 @@ static void figures_become_a_file_that_is_accepted(void **state) {
     assert_true(machine_of_report(r, &h, &m));
     snprintf(path, sizeof path, "/tmp/mop-test-doctor-%ld.json", (long)getpid());
     if (!machine_write(&m, r, path, &e) || !machine_open(path, &back, &e)) fail_msg("%s", e.text);
-    assert_true(back.cores && back.units == 2 && near(back.achieved[RATE_MATRIX][FP32], 88e9) &&
-                near(back.achieved[RATE_ATTENTION][FP64], 33e9));
-    assert_true(near(back.peak[BF16], 110e9) && near(back.bytes_per_s, 16.5e9) && back.memory_bytes == 4e9);
-    assert_true(near(back.link.latency_s, 2.7e-5) && near(back.link.bytes_per_s, 5.5e9));
+    assert_true(back.cores && back.units == 2 && near(back.achieved[RATE_MATRIX][FP32], 80e9) &&
+                near(back.achieved[RATE_ATTENTION][FP64], 30e9) && near(back.achieved[RATE_ELEMENTWISE][BF16], 5e9));
+    assert_true(near(back.peak[BF16], 110e9) && near(back.bytes_per_s, 15e9) && back.memory_bytes == 4e9);
+    assert_true(near(back.link.latency_s, 3e-5) && near(back.link.bytes_per_s, 5e9));
     json_t *measured = machine_measured(path, &e);
     assert_int_equal(json_object_size(measured), r->figures);
     json_decref(measured);

@@ -45,6 +45,9 @@ static const Number numbers[] = {
     RATE(RATE_ATTENTION, "attention_fp32", FP32),
     RATE(RATE_ATTENTION, "attention_bf16", BF16),
     RATE(RATE_ATTENTION, "attention_fp64", FP64),
+    RATE(RATE_ELEMENTWISE, "elementwise_fp32", FP32),
+    RATE(RATE_ELEMENTWISE, "elementwise_bf16", BF16),
+    RATE(RATE_ELEMENTWISE, "elementwise_fp64", FP64),
     {"unit_rates", "memory_bytes_per_s", offsetof(Machine, bytes_per_s), 1e6, 1e15, false, false},
     {"unit_rates", "memory_bytes", offsetof(Machine, memory_bytes), 1e6, 1e16, false, false},
 };
@@ -160,7 +163,8 @@ static void read_unit(const json_t *file, Machine *m, bool like, Problems *p) {
 
 /* Values that are possible one by one and not together. */
 static void check_together(const Machine *m, Problems *p) {
-    static const char *const kinds[] = {[RATE_MATRIX] = "matrix", [RATE_ATTENTION] = "attention"};
+    static const char *const kinds[] = {
+        [RATE_MATRIX] = "matrix", [RATE_ATTENTION] = "attention", [RATE_ELEMENTWISE] = "elementwise"};
     for (int k = 0; k < RATE_COUNT; k++)
         for (int t = 0; t < RATE_TYPES; t++)
             if (m->peak[t] > 0 && m->achieved[k][t] > m->peak[t])

@@ -11,12 +11,13 @@
 #define HOPPER                                                                                                         \
     .peak = {67 * TERA, 989 * TERA, 67 * TERA},                                                                        \
     .achieved = {[RATE_MATRIX] = {40 * TERA, 0.64 * 989 * TERA, 40 * TERA},                                            \
-                 [RATE_ATTENTION] = {40 * TERA, 0.54 * 989 * TERA, 40 * TERA}}
+                 [RATE_ATTENTION] = {40 * TERA, 0.54 * 989 * TERA, 40 * TERA},                                         \
+                 [RATE_ELEMENTWISE] = {10 * TERA, 10 * TERA, 10 * TERA}}
 #define HOPPER_SOURCE                                                                                                  \
     "peaks: NVIDIA data sheet (fp32 and fp64 67, bf16 dense 989 TFLOP/s); matrix bf16: 0.64 of it, between 0.68 "      \
     "(dense) and 0.60 "                                                                                                \
-    "(grouped products); attention bf16: 0.54 (0.62 forward, 0.52 backward); fp32 and fp64: 0.6, assumed; memory: "    \
-    "0.8 of "
+    "(grouped products); attention bf16: 0.54 (0.62 forward, 0.52 backward); fp32 and fp64: 0.6, assumed; "            \
+    "elementwise: 0.15 of fp32, assumed; memory: 0.8 of "
 #define NVLINK_SOURCE "; link: 340 of NVLink's 450 GB/s each way, latency assumed"
 #define NIC_SOURCE                                                                                                     \
     "; network: 43 of 50 GB/s each way of one 400 Gb/s NIC a GPU (DeepEP reports 43 to 47), latency assumed"
@@ -30,11 +31,14 @@ static const Machine machines[] = {
      .units = 2,
      .source = "2 cores of an AMD EPYC (Zen 4, AVX-512, 3.65 GHz): peaks measured between registers; matrix, memory "
                "and link rates "
-               "about what linear, AdamW and all_gather reached; attention judged from runs on a busy machine; "
+               "about what linear, AdamW and all_gather reached; attention and elementwise judged from runs on a busy "
+               "machine; "
                "memory: 24 GiB for both; "
                "network: 10 Gb/s Ethernet, and latencies, assumed. `mop doctor --out FILE.json` measures yours",
      .peak = {117 * GB, 233 * GB, 58 * GB},
-     .achieved = {[RATE_MATRIX] = {100 * GB, 100 * GB, 50 * GB}, [RATE_ATTENTION] = {45 * GB, 45 * GB, 25 * GB}},
+     .achieved = {[RATE_MATRIX] = {100 * GB, 100 * GB, 50 * GB},
+                  [RATE_ATTENTION] = {45 * GB, 45 * GB, 25 * GB},
+                  [RATE_ELEMENTWISE] = {10 * GB, 10 * GB, 5 * GB}},
      .bytes_per_s = 20 * GB,
      .memory_bytes = 12 * GB,
      .link = {8 * GB, 20e-6},
@@ -73,12 +77,13 @@ static const Machine machines[] = {
      .network = {3.1 * GB, 50e-6}},
     {.name = "a100x1",
      .units = 1,
-     .source = "A100-80 SXM: peaks: NVIDIA data sheet (fp32 and fp64 19.5, bf16 dense 312 TFLOP/s); matrix and "
-               "attention: the shares that the "
+     .source = "A100-80 SXM: peaks: NVIDIA data sheet (fp32 and fp64 19.5, bf16 dense 312 TFLOP/s); matrix, "
+               "attention and elementwise: the shares that the "
                "h100 rows have; memory: 0.8 of 2.039 TB/s, 81920 MiB" USABLE_SOURCE ALONE_SOURCE("25"),
      .peak = {19.5 * TERA, 312 * TERA, 19.5 * TERA},
      .achieved = {[RATE_MATRIX] = {11.7 * TERA, 0.64 * 312 * TERA, 11.7 * TERA},
-                  [RATE_ATTENTION] = {11.7 * TERA, 0.54 * 312 * TERA, 11.7 * TERA}},
+                  [RATE_ATTENTION] = {11.7 * TERA, 0.54 * 312 * TERA, 11.7 * TERA},
+                  [RATE_ELEMENTWISE] = {2.9 * TERA, 2.9 * TERA, 2.9 * TERA}},
      .bytes_per_s = 1631 * GB,
      .memory_bytes = 81.7 * GB,
      .link = {25 * GB, 15e-6},

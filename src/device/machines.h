@@ -11,8 +11,9 @@
 #include "base/json.h"
 #include <stdio.h>
 
-/* What an op's FLOPs are: matrix products, or attention, which reaches less of the peak. */
-typedef enum { RATE_MATRIX, RATE_ATTENTION, RATE_COUNT } RateKind;
+/* What an op's FLOPs are: matrix products; attention, which reaches less of the peak; or SwiGLU, norms, softmax and
+ * the like, which reach much less, since an exp or a root counts as one. */
+typedef enum { RATE_MATRIX, RATE_ATTENTION, RATE_ELEMENTWISE, RATE_COUNT } RateKind;
 enum { RATE_TYPES = 3 }; /* FP32, BF16, FP64 */
 
 typedef struct {

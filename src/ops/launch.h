@@ -30,12 +30,33 @@ static inline bool same_memory(Tensor a, Tensor b) {
 /* In place of a type: small exact work, and mixtures of types, that only the definition does. */
 enum { DEFINITION = TYPE_COUNT };
 
+/* Products and attention each reach a share of the peak, and so does what does several operations for each byte that
+ * it moves, with an exp or a root among them. The rest is bound by memory, whatever its FLOPs are counted at. */
+static inline RateKind op_rate(Op op) {
+    switch (op) {
+    case OP_ATTENTION:
+    case OP_ATTENTION_BACKWARD: return RATE_ATTENTION;
+    case OP_SWIGLU:
+    case OP_SWIGLU_BACKWARD:
+    case OP_RMS_NORM:
+    case OP_RMS_NORM_BACKWARD:
+    case OP_ROPE_TABLE:
+    case OP_ROPE:
+    case OP_ROUTE:
+    case OP_ROUTE_STATISTICS:
+    case OP_ROUTE_BACKWARD:
+    case OP_CROSS_ENTROPY:
+    case OP_CROSS_ENTROPY_PART:
+    case OP_CROSS_ENTROPY_GRADIENT: return RATE_ELEMENTWISE;
+    default: return RATE_MATRIX;
+    }
+}
+
 /* `type` is that of the op's real tensors: it picks the column of the table. An op that touches no byte has nothing
  * to do: it is counted and not launched. */
 static inline void op_run(Stream *s, Op op, int type, int64_t flops, int64_t bytes, const void *args,
                           size_t args_bytes) {
-    RateKind rate = op == OP_ATTENTION || op == OP_ATTENTION_BACKWARD ? RATE_ATTENTION : RATE_MATRIX;
-    bool run = charge(s, (Cost){.op = op, .flops = flops, .bytes = bytes, .rate = rate});
+    bool run = charge(s, (Cost){.op = op, .flops = flops, .bytes = bytes, .rate = op_rate(op)});
     if (!run || bytes == 0) return;
     int column = type == FP64;
     bool fast = type == FP32 || type == BF16 || type == FP64;

@@ -4,8 +4,10 @@
 #include "plan/doctor_parts.h"
 #include "train/session.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char *usage = "mop doctor [--out FILE.json] [--compare FILE.json|NAME] [--disk DIR] [--step CONFIG]";
 
@@ -44,7 +46,7 @@ static bool read_arguments(Arguments *a, int argc, char **argv, Error *e) {
 static bool measure(Report *r, const Host *h, const char *disk, Error *e) {
     for (int threads = 1;; threads = h->threads) {
         doctor_cpu(r, h, threads, e);
-        if (e->code == EXIT_DONE) doctor_products(r, threads, e);
+        if (e->code == EXIT_DONE) doctor_products(r, h, threads, e);
         if (e->code != EXIT_DONE) return false;
         if (threads == h->threads) break;
     }
@@ -88,12 +90,28 @@ static int examine(Report *r, const Arguments *a) {
     return conclude(r, &h, a, gpus, &gpu);
 }
 
+/* What can only fail is refused before a minute is spent. */
+static bool directory_takes_files(const char *path, Error *e) {
+    char directory[4096];
+    const char *slash = strrchr(path, '/');
+    size_t length = slash ? (size_t)(slash - path) + 1 : 0;
+    if (length >= sizeof directory) return fail(e, EXIT_USAGE, "--out: the path is too long; %.80s...", path);
+    snprintf(directory, sizeof directory, "%.*s", (int)length, length ? path : "");
+    return access(length ? directory : ".", W_OK | X_OK) == 0 ||
+           fail(e, EXIT_IO, "--out: no file can be made there: %s; %s; make the directory, or name another",
+                strerror(errno), path);
+}
+
+static bool possible(const Arguments *a, Error *e) {
+    Machine other;
+    return (!a->out || directory_takes_files(a->out, e)) && (!a->compare || machine_open(a->compare, &other, e)) &&
+           (!a->step || doctor_step_possible(a->step, e));
+}
+
 int doctor_command(int argc, char **argv) {
     Arguments a = {0};
     Error e = {0};
-    Machine other;
-    if (!read_arguments(&a, argc, argv, &e) || (a.compare && !machine_open(a.compare, &other, &e)))
-        return session_error(&e);
+    if (!read_arguments(&a, argc, argv, &e) || !possible(&a, &e)) return session_error(&e);
     Report *r = calloc(1, sizeof *r);
     MUST(r);
     int code = examine(r, &a);

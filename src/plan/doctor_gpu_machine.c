@@ -67,6 +67,8 @@ static void fill_rates(const Report *r, Machine *m) {
     m->achieved[RATE_ATTENTION][BF16] = attention_bf16(r);
     m->achieved[RATE_ATTENTION][FP32] = m->achieved[RATE_MATRIX][FP32];
     m->achieved[RATE_ATTENTION][FP64] = m->achieved[RATE_MATRIX][FP64];
+    for (int t = 0; t < RATE_TYPES; t++)
+        m->achieved[RATE_ELEMENTWISE][t] = machine_row("h100x1")->achieved[RATE_ELEMENTWISE][t];
     double triad = median_of(r, "gpu_triad_bytes_per_s"), adamw = median_of(r, "gpu_adamw_bytes_per_s");
     m->bytes_per_s = triad > 0 && adamw > 0 ? (triad + adamw) / 2 : 0;
     m->link.bytes_per_s = median_of(r, "gpu_up_and_down_each_bytes_per_s");
@@ -125,8 +127,8 @@ bool machine_of_gpu(Report *r, const GpuFacts *g, Machine *out) {
              "mop doctor %s, %s: medians, one GPU at work; matrix bf16: mean of model shapes and of experts with 1024 "
              "and 4096 "
              "tokens; attention bf16: forward and backward at 16K, head size 128; attention fp32 and fp64: as matrix, "
-             "assumed; "
-             "memory: triad and AdamW; peaks: %s; link, network: copies both ways at once over PCIe stand in",
+             "and elementwise as of an h100x1, assumed; memory: triad and AdamW; peaks: %s; link, network: copies both "
+             "ways at once over PCIe stand in",
              MOP_VERSION, date,
              known ? "data sheet's operations a cycle, at the highest clock" : "the fastest product");
     return complete(r, out);

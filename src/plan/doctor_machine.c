@@ -1,6 +1,6 @@
 /* The figures of `mop doctor` as a machine that sim predicts with, as a file, and held against another machine. A
- * core's share is what all of them reached together, divided: in a run they all work. The best sample of each
- * figure counts: the file describes the machine, not what else ran on it just then. */
+ * core's share is what all of them reached together, divided: in a run they all work. Medians count, as the median step
+ * is what is predicted; of peaks the best sample, since nothing may be above them. */
 #define _POSIX_C_SOURCE 200809L
 #include "plan/doctor_parts.h"
 #include "plan/other_products.h"
@@ -23,7 +23,7 @@ static double share(const Report *r, const Host *h, const char *kind, const char
     char what[KEY_BYTES];
     snprintf(what, sizeof what, "%s_%s", kind, type);
     const Figure *f = of_all_threads(r, h, what, "flop_per_s");
-    return f ? f->most / h->threads : 0;
+    return f ? f->median / h->threads : 0;
 }
 
 /* With one thread or all. */
@@ -91,24 +91,25 @@ bool machine_of_report(Report *r, const Host *h, Machine *out) {
     const Figure *small = NULL, *large = NULL;
     for (int i = 0; i < r->figures; i++) { /* of the thread wire: mpirun's figures, where there are some, come first */
         if (strstr(r->figure[i].key, "all_gather_64B_s")) small = &r->figure[i];
-        if (strstr(r->figure[i].key, "all_gather_1MiB_bytes")) large = &r->figure[i];
+        if (strstr(r->figure[i].key, "all_gather_16MiB_bytes")) large = &r->figure[i];
     }
     *out = (Machine){.cores = true, .nodes = 1, .units = h->threads};
     snprintf(out->name, sizeof out->name, "%.40s, %d cores", h->model, h->threads);
-    snprintf(out->source, sizeof out->source, "mop doctor %s, %s: the best samples with all cores at work%s",
-             MOP_VERSION, date, r->disturbed ? "; other programs worked too" : "");
+    snprintf(out->source, sizeof out->source, "mop doctor %s, %s: medians with all cores at work%s", MOP_VERSION, date,
+             r->disturbed ? "; other programs worked too" : "");
     for (int t = 0; t < RATE_TYPES; t++) {
         out->achieved[RATE_MATRIX][t] = share(r, h, "matrix", types[t]);
         out->achieved[RATE_ATTENTION][t] = share(r, h, "attention", types[t]);
+        out->achieved[RATE_ELEMENTWISE][t] = share(r, h, "elementwise", types[t]);
     }
     out->peak[FP32] = peak(r, h, "fma_fp32");
     out->peak[FP64] = peak(r, h, "fma_fp64");
     double dot = peak(r, h, "dot_bf16");
     out->peak[BF16] = dot > 0 ? dot : out->peak[FP32];
-    out->bytes_per_s = triad && adamw ? (triad->most + adamw->most) / 2 / h->threads : 0;
+    out->bytes_per_s = triad && adamw ? (triad->median + adamw->median) / 2 / h->threads : 0;
     out->memory_bytes = h->available / h->threads;
-    out->link.latency_s = small ? small->least : 20e-6; /* one processor: no wire was measured, and no run needs one */
-    out->link.bytes_per_s = large ? large->most : out->bytes_per_s;
+    out->link.latency_s = small ? small->median : 20e-6; /* one processor: no wire was measured, and no run needs one */
+    out->link.bytes_per_s = large ? large->median : out->bytes_per_s;
     out->network = out->link;
     return check(r, h, out);
 }

@@ -25,6 +25,7 @@ typedef struct {
 typedef struct {
     double value[MAX_SAMPLES];
     int n;
+    double least; /* seconds that they are to cover */
     double start, busy, own;
 } Samples;
 
@@ -39,6 +40,10 @@ void report_samples(Report *r, const char *key, const Samples *s, bool shared);
 /* Runs once(context) to warm up, then until the samples are enough; the figure is work / seconds, or seconds when
  * work is 0. */
 void report_rate(Report *r, const char *key, double work, void (*once)(void *context), void *context);
+/* The same, over at least so many seconds: what a machine is made of, whose medians a moment's disturbance must not
+ * move. */
+void report_rate_over(Report *r, double seconds, const char *key, double work, void (*once)(void *context),
+                      void *context);
 const Figure *report_find(const Report *r, const char *key); /* NULL: not measured */
 /* Adds a sentence to those printed at the end. */
 void report_note(Report *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -59,11 +64,11 @@ typedef struct {
 } Host;
 Host host_look(Report *r); /* prints what it finds */
 
-void doctor_cpu(Report *r, const Host *h, int threads, Error *e); /* doctor_cpu.c: peaks and AdamW */
-void doctor_products(Report *r, int threads, Error *e);           /* doctor_products.c: the ops themselves */
-void doctor_other_products(Report *r, const Host *h);             /* doctor_cpu.c: where libraries are installed */
-void doctor_disk(Report *r, const char *directory);               /* doctor_disk.c */
-void doctor_threads_wire(Report *r, int ranks);                   /* doctor_wire.c */
+void doctor_cpu(Report *r, const Host *h, int threads, Error *e);      /* doctor_cpu.c: peaks and AdamW */
+void doctor_products(Report *r, const Host *h, int threads, Error *e); /* doctor_products.c: the ops themselves */
+void doctor_other_products(Report *r, const Host *h);                  /* doctor_cpu.c: where libraries are installed */
+void doctor_disk(Report *r, const char *directory);                    /* doctor_disk.c */
+void doctor_threads_wire(Report *r, int ranks);                        /* doctor_wire.c */
 bool doctor_mpi_wire(Report *r, Error *e); /* every rank of the mpirun calls it; only rank 0 prints */
 
 /* cuda/doctor_gpu.c: what GPUs there are, and the first one measured; what is missing is noted. A machine: `out` is
@@ -83,7 +88,10 @@ bool machine_of_gpu(Report *r, const GpuFacts *g, Machine *out);
 bool machine_of_report(Report *r, const Host *h, Machine *out); /* false: noted why the figures make no machine */
 bool machine_write(const Machine *m, const Report *r, const char *path, Error *e);
 bool machine_compare(const Machine *m, const Report *r, const char *name, Error *e);
-int doctor_step(const char *config,
-                const char *machine); /* doctor_step.c: predicted and measured, op by op; the exit code */
+
+/* doctor_step.c: predicted and measured, op by op; the exit code. Whether there is such a config, with its data, is
+ * known before anything is measured. */
+bool doctor_step_possible(const char *config, Error *e);
+int doctor_step(const char *config, const char *machine);
 
 #endif

@@ -1,12 +1,12 @@
-/* What mop's own ops reach on this processor: the three products of a linear, and attention forward and backward,
- * each in the types that runs use. Small: the example's width, which is what sim predicts with; large: to be held
- * against the peak. */
+/* What mop's own ops reach on this processor: the three products of a linear, attention forward and backward, and the
+ * elementwise ops of a layer, each in the types that runs use. Small: the example's width, which is what sim predicts
+ * with; large: to be held against the peak. */
 #include "ops/kernels.h"
 #include "plan/doctor_parts.h"
 
 #include <string.h>
 
-enum { TOKENS = 2048, SMALL = 256, LARGE = 1024, DOCUMENT = 512, HEADS = 4, HEAD = 64, MAX_TENSORS = 12 };
+enum { TOKENS = 2048, SMALL = 256, LARGE = 1024, DOCUMENT = 256, HEADS = 4, HEAD = 64, MAX_TENSORS = 12 };
 
 typedef struct {
     Stream *stream;
@@ -75,14 +75,41 @@ static void attention_once(void *context) {
     event_wait(event_record(w->stream));
 }
 
+enum { GATE, UP, DGATE, DUP, ROWS_X, ROWS_Y, WEIGHT, DWEIGHT, INVERSE, SCALE, DSCALE, TABLE };
+
+static void prepare_elementwise(Work *w) {
+    for (int i = GATE; i <= ROWS_Y; i++) w->t[i] = random_tensor(w, w->real, DIM(TOKENS, SMALL));
+    for (int i = WEIGHT; i <= INVERSE; i++) w->t[i] = random_tensor(w, w->sum, DIM(TOKENS));
+    w->t[SCALE] = random_tensor(w, w->real, DIM(SMALL));
+    w->t[DSCALE] = random_tensor(w, w->sum, DIM(SMALL));
+    w->t[TABLE] = random_tensor(w, w->sum, DIM(TOKENS, HEAD));
+}
+
+/* Once each, as in a layer. */
+static void elementwise_once(void *context) {
+    Work *w = context;
+    Tensor *t = w->t, heads = tensor_at(t[ROWS_Y].data, w->real, DIM(TOKENS, HEADS, HEAD));
+    swiglu(w->stream, t[ROWS_Y], t[GATE], t[UP], t[WEIGHT]);
+    swiglu_backward(w->stream, t[DGATE], t[DUP], t[DWEIGHT], t[ROWS_X], t[GATE], t[UP], t[WEIGHT]);
+    rms_norm(w->stream, t[ROWS_Y], t[INVERSE], t[ROWS_X], t[SCALE], 1e-5);
+    rms_norm_backward(w->stream, t[DGATE], t[DSCALE], t[DUP], t[ROWS_X], t[SCALE], t[INVERSE], false);
+    rope(w->stream, heads, heads, t[TABLE], false);
+    event_wait(event_record(w->stream));
+}
+
+/* The all-thread rates of a machine are these; others are looked at only. */
+static const double SECONDS_LOOK = 0.25, SECONDS_MACHINE = 0.9;
+
 static const struct {
     const char *what;
+    bool machine;
     void (*prepare)(Work *w);
     void (*once)(void *context);
 } cases[] = {
-    {"matrix", prepare_small, linear_once},
-    {"matrix_large", prepare_large, linear_once},
-    {"attention", prepare_attention, attention_once},
+    {"matrix", true, prepare_small, linear_once},
+    {"matrix_large", false, prepare_large, linear_once},
+    {"attention", true, prepare_attention, attention_once},
+    {"elementwise", true, prepare_elementwise, elementwise_once},
 };
 
 /* The work is what the ops themselves charge. */
@@ -95,31 +122,32 @@ static double flops_of(Work *w, void (*once)(void *context)) {
     return flops;
 }
 
-static void measure(Report *r, Work *w, int threads) {
+static void measure(Report *r, Work *w, int threads, bool all) {
     for (size_t i = 0; i < COUNT(cases); i++) {
         char key[KEY_BYTES];
         Mark mark = arena_mark(w->arena);
         cases[i].prepare(w);
         snprintf(key, sizeof key, "%s_%s_%d_thread%s_flop_per_s", cases[i].what, type_name(w->real), threads,
                  threads > 1 ? "s" : "");
-        report_rate(r, key, flops_of(w, cases[i].once), cases[i].once, w);
+        report_rate_over(r, all && cases[i].machine ? SECONDS_MACHINE : SECONDS_LOOK, key, flops_of(w, cases[i].once),
+                         cases[i].once, w);
         arena_reset(w->arena, mark);
     }
 }
 
-void doctor_products(Report *r, int threads, Error *e) {
+void doctor_products(Report *r, const Host *h, int threads, Error *e) {
     static const Type types[RATE_TYPES] = {FP32, BF16, FP64};
     Device *d = device_open("cpu", threads, kernels_for("cpu", e), e);
     Arena arena = {0};
     if (!d) return;
     if (arena_open(&arena, d, "doctor", TIER_DEVICE, (size_t)256 << 20, e)) {
         printf("\nproducts as runs make them, %d thread%s (linear forward and backward, %d tokens, width %d or %d; "
-               "attention, %d tokens, head size %d)\n",
-               threads, threads > 1 ? "s" : "", TOKENS, SMALL, LARGE, DOCUMENT, HEAD);
+               "attention, %d tokens, head size %d; SwiGLU, norms and rotary positions, width %d)\n",
+               threads, threads > 1 ? "s" : "", TOKENS, SMALL, LARGE, DOCUMENT, HEAD, SMALL);
         for (size_t i = 0; i < COUNT(types); i++) {
             Work w = {
                 .stream = &d->stream[STREAM_COMPUTE], .arena = &arena, .real = types[i], .sum = type_sum(types[i])};
-            measure(r, &w, threads);
+            measure(r, &w, threads, threads == h->threads);
         }
         arena_close(&arena);
     }

@@ -35,7 +35,7 @@ static double seconds_own(void) {
 /* ---- Samples --------------------------------------------------------------------------------------- */
 
 Samples samples_begin(void) {
-    return (Samples){.start = seconds_now(), .busy = seconds_busy(), .own = seconds_own()};
+    return (Samples){.least = SECONDS_LEAST, .start = seconds_now(), .busy = seconds_busy(), .own = seconds_own()};
 }
 
 void samples_add(Samples *s, double value) {
@@ -46,7 +46,7 @@ void samples_add(Samples *s, double value) {
 bool samples_wanted(const Samples *s) {
     double taken = seconds_now() - s->start;
     if (s->n < SAMPLES_LEAST) return true;
-    return s->n < MAX_SAMPLES && taken < SECONDS_MOST && (s->n < SAMPLES_USUAL || taken < SECONDS_LEAST);
+    return s->n < MAX_SAMPLES && taken < SECONDS_MOST && (s->n < SAMPLES_USUAL || taken < s->least);
 }
 
 double samples_others(const Samples *s) {
@@ -95,16 +95,29 @@ void report_samples(Report *r, const char *key, const Samples *s, bool shared) {
     r->disturbed += others > 0;
 }
 
-void report_rate(Report *r, const char *key, double work, void (*once)(void *context), void *context) {
+/* Seconds of one of `times` runs. */
+static double seconds_of(void (*once)(void *context), void *context, int times) {
+    double start = seconds_now();
+    for (int i = 0; i < times; i++) once(context);
+    return (seconds_now() - start) / times;
+}
+
+/* Of short work a sample is several runs, so that the samples cover the time. */
+void report_rate_over(Report *r, double seconds, const char *key, double work, void (*once)(void *context),
+                      void *context) {
     once(context);
+    int times = 1 + (int)(seconds / (MAX_SAMPLES * seconds_of(once, context, 1)));
     Samples s = samples_begin();
+    s.least = seconds;
     while (samples_wanted(&s)) {
-        double start = seconds_now();
-        once(context);
-        double seconds = seconds_now() - start;
-        samples_add(&s, work > 0 ? work / seconds : seconds);
+        double each = seconds_of(once, context, times);
+        samples_add(&s, work > 0 ? work / each : each);
     }
     report_samples(r, key, &s, false);
+}
+
+void report_rate(Report *r, const char *key, double work, void (*once)(void *context), void *context) {
+    report_rate_over(r, SECONDS_LEAST, key, work, once, context);
 }
 
 const Figure *report_find(const Report *r, const char *key) {

@@ -12,6 +12,7 @@ enum { WARM = 2, STEPS = 7 };
 typedef struct {
     double seconds[STEPS], others; /* others: cores that other programs used meanwhile */
     Meter profile;                 /* of one more step, rank 0 */
+    double profiled;               /* its seconds */
 } Taken;
 
 static bool take_step(Run *r, int64_t step, double *seconds, Error *e) {
@@ -36,7 +37,7 @@ static bool take_steps(Session *s, Run *r, Error *e) {
     if (leads) t->others = samples_others(&while_stepping);
     r->device->profile = true;
     if (!take_step(r, WARM + STEPS, &seconds, e)) return false;
-    if (leads) t->profile = r->device->meter;
+    if (leads) t->profile = r->device->meter, t->profiled = seconds;
     return true;
 }
 
@@ -50,21 +51,22 @@ static void print_row(const char *name, double predicted, double measured) {
 }
 
 static void print_both(const char *config, const char *machine, const Price *p, Taken *t) {
-    double rest_predicted = p->seconds, rest_measured;
+    double rest_predicted = p->seconds, rest_measured = t->profiled;
     qsort(t->seconds, STEPS, sizeof *t->seconds, ascending);
-    rest_measured = t->seconds[STEPS / 2];
-    printf("\na step of %s: predicted on sim:%s, and taken (%d steps, %.4f to %.4f s; ops: rank 0, of one more)\n",
-           config, machine, STEPS, t->seconds[0], t->seconds[STEPS - 1]);
+    printf("\na step of %s: predicted on sim:%s, and taken (%d steps, %.4f to %.4f s)\n", config, machine, STEPS,
+           t->seconds[0], t->seconds[STEPS - 1]);
     if (t->others > 0)
         printf("  other programs used %.1f cores while steps were taken: the fastest step is nearest to what the "
                "machine can do\n",
                t->others);
     printf("  %-24s %12s %12s %7s\n", "", "predicted", "measured", "ratio");
-    print_row("step", p->seconds, rest_measured);
+    print_row("step, the median", p->seconds, t->seconds[STEPS / 2]);
     print_row("step, the fastest", p->seconds, t->seconds[0]);
+    printf("  one more, of rank 0\n");
+    print_row("step", p->seconds, t->profiled);
     for (int op = 0; op < OP_COUNT; op++) {
         double predicted = p->meter.op[op].seconds, measured = t->profile.op[op].seconds;
-        if (predicted < 0.02 * p->seconds && measured < 0.02 * t->seconds[STEPS / 2]) continue;
+        if (predicted < 0.02 * p->seconds && measured < 0.02 * t->profiled) continue;
         print_row(op_name((Op)op), predicted, measured);
         rest_predicted -= predicted;
         rest_measured -= measured;
@@ -86,6 +88,16 @@ static int run_and_print(Session *s, const char *config, const char *machine) {
     if (code == EXIT_DONE) print_both(config, machine, &price[0], &taken);
     free(price);
     return code;
+}
+
+bool doctor_step_possible(const char *config, Error *e) {
+    Config c;
+    Session s = {0};
+    if (!config_read(&c, config, NULL, 0, e)) return false;
+    bool ok = session_open(&s, &c, e) && session_data(&s, e);
+    session_close(&s);
+    config_close(&c);
+    return ok;
 }
 
 int doctor_step(const char *config, const char *machine) {

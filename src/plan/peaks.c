@@ -1,5 +1,6 @@
 /* The loops are our own and do nothing else; memcpy stands beside our copy as a measurement by somebody else. One
- * loop per instruction set, compiled here whatever this file is compiled for; that of the kernels that run is chosen. */
+ * loop per instruction set, compiled here whatever this file is compiled for; that of the kernels that run is
+ * chosen. */
 #include "plan/peaks.h"
 #include "ops/kernels.h"
 

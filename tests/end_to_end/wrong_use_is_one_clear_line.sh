@@ -23,6 +23,9 @@ refuses 2 "3 does not divide the 4 ranks" "${train[@]}" --set ranks=4 --set mixt
 refuses 2 "only meters" "${train[@]}" --set device=sim:h200
 refuses 2 "device cuda:0: this version has no ops on a GPU" "${train[@]}" --set device=cuda:0
 refuses 2 "no machine is named \"h3000\"" plan examples/tiny.yaml --set device=sim:h3000
+refuses 2 "no machine is named \"h3000\"" doctor --compare h3000
+refuses 5 "no file can be made there: No such file" doctor --out "$here/nowhere/machine.json" # before a minute is spent
+refuses 2 "No such file.*nowhere.yaml" doctor --out "$here/machine.json" --step "$here/nowhere.yaml"
 refuses 2 "generate needs a prompt" generate examples/tiny.yaml
 refuses 2 "\-\-tokens is \"1.5\"; it must be an integer from 1" generate examples/tiny.yaml --prompt a --tokens 1.5
 refuses 3 "No such file.*nothing.txt" "${train[@]}" --set data.path="$here/nothing.txt"
