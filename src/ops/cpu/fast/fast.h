@@ -214,17 +214,38 @@ static inline Vector vector_exp(Vector x) {
 #if REAL_BITS == 32
 typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef uint16_t LooseHalves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef int32_t Integers __attribute__((vector_size(VECTOR_BYTES)));
 
-static inline Vector vector_from_bf16(const uint16_t *p) {
-    return (Vector)(__builtin_convertvector(*(const LooseHalves *)p, Words) << 16);
+/* Halves to words and back, a row of instructions each: the compiler alone converts half a vector at a time, and masks
+ * what it cuts off. halves_cut takes words that an int16_t could hold: packing saturates. */
+#if VECTOR_BYTES == 32
+static inline Words halves_widen(Halves h) {
+    return (Words)_mm256_cvtepu16_epi32((__m128i)h);
 }
 
-/* As bf16_from_float. */
+static inline Halves halves_cut(Integers x) {
+    __m256i whole = (__m256i)x;
+    return (Halves)_mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+}
+#else
+static inline Words halves_widen(Halves h) {
+    return __builtin_convertvector(h, Words);
+}
+
+static inline Halves halves_cut(Integers x) {
+    return __builtin_convertvector(x, Halves);
+}
+#endif
+
+static inline Vector vector_from_bf16(const uint16_t *p) {
+    return (Vector)(halves_widen(*(const LooseHalves *)p) << 16);
+}
+
+/* As bf16_from_float. A shift that keeps the sign leaves what halves_cut can take. */
 static inline void vector_to_bf16(uint16_t *p, Vector v) {
-    Words bits = (Words)v;
-    Words is_nan = (Words)((bits & 0x7fffffffu) > 0x7f800000u);
-    Words high = ((bits + 0x8000u) >> 16 & ~is_nan) | ((bits >> 16 | 0x0040u) & is_nan);
-    *(LooseHalves *)p = __builtin_convertvector(high, Halves);
+    Words bits = (Words)v, number = (Words)(v == v);
+    Words rounded = (bits + (number & 0x8000u)) | (~number & 0x00400000u);
+    *(LooseHalves *)p = halves_cut((Integers)rounded >> 16);
 }
 
 static inline void values_widen(REAL *to, const uint16_t *from, int64_t count) {
