@@ -577,17 +577,17 @@ static void results_equal_those_worked_by_hand(void **state) {
 static void equal_logits_choose_the_lower_expert(void **state) {
     (void)state;
     static const char *const names[] = {"cpu:plain", "cpu"};
-    static const double given[3][5] = {{1, 2, 2, 2, 1}, {0, 0, 0, 0, 0}, {3, -1, 3, 4, 4}};
+    static const double given[4][5] = {{1, 2, 2, 2, 1}, {0, 0, 0, 0, 0}, {3, -1, 3, 4, 4}, {2, 2, 2, 5, 2}};
     for (size_t i = 0; i < COUNT(names); i++) {
         for (size_t k = 0; k < COUNT(real_types); k++) {
             Bench b = bench_open(names[i]);
             Type real = real_types[k], sum = type_sum(real);
-            Tensor logits = normal(&b, real, DIM(3, 5)), p = normal(&b, sum, DIM(3, 5)), lse = normal(&b, sum, DIM(3));
-            Tensor weight = normal(&b, sum, DIM(3, 3)), chosen = memory_tensor(&b.memory, INT32, DIM(3, 3));
-            for (int64_t e = 0; e < 15; e++) tensor_put(logits, e, given[e / 5][e % 5]);
+            Tensor logits = normal(&b, real, DIM(4, 5)), p = normal(&b, sum, DIM(4, 5)), lse = normal(&b, sum, DIM(4));
+            Tensor weight = normal(&b, sum, DIM(4, 3)), chosen = memory_tensor(&b.memory, INT32, DIM(4, 3));
+            for (int64_t e = 0; e < 20; e++) tensor_put(logits, e, given[e / 5][e % 5]);
             route(b.stream, p, chosen, weight, lse, logits, true, real);
             stream_finish(b.stream);
-            assert_integers("chosen", chosen, INTEGERS(1, 2, 3, 0, 1, 2, 3, 4, 0));
+            assert_integers("chosen", chosen, INTEGERS(1, 2, 3, 0, 1, 2, 3, 4, 0, 3, 0, 1));
             for (int64_t j = 3; j < 6; j++) assert_true(fabs(tensor_get(weight, j) - 1.0 / 3) < 2e-3);
             bench_close(&b);
         }

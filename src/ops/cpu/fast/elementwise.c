@@ -109,23 +109,37 @@ void KERNEL(copy_columns)(Stream *s, const void *args) {
 
 /* ---- swiglu ----------------------------------------------------------------------------------- */
 
-static Vector sigmoid(Vector a) {
-    return 1 / (1 + vector_exp(-a));
+enum { GROUP = 4 }; /* vectors that pass through exp together */
+
+/* x = 1 / (1 + exp(-x)) */
+INLINE void sigmoids(Vector *x, int vectors) {
+    UNROLLED for (int v = 0; v < vectors; v++) x[v] = -x[v];
+    vectors_exp(x, vectors);
+    UNROLLED for (int v = 0; v < vectors; v++) x[v] = 1 / (1 + x[v]);
 }
 
-/* y = weight silu(gate) up */
+/* y = weight silu(gate) up, of so many vectors from element i on, the last of them of `left` values or full */
+INLINE void swiglu_vectors(const SwigluArgs *a, Vector weight, int64_t i, int64_t left, int vectors) {
+    Vector gate[GROUP], sigma[GROUP];
+    UNROLLED for (int v = 0; v < vectors; v++) sigma[v] = gate[v] =
+        vector_get(a->gate, i + v * LANES, left - v * LANES);
+    sigmoids(sigma, vectors);
+    UNROLLED for (int v = 0; v < vectors; v++) {
+        Vector up = vector_get(a->up, i + v * LANES, left - v * LANES);
+        vector_put(a->y, i + v * LANES, left - v * LANES, weight * (gate[v] * sigma[v]) * up);
+    }
+}
+
 static void swiglu_rows(void *context, int64_t index, int worker) {
     (void)worker;
-    const SwigluArgs *args = context;
-    const Tensor y = args->y, gate = args->gate, up = args->up;
-    int64_t width = y.dim[1];
-    Span span = span_of(index, rows_of_task(width), y.dim[0]);
+    const SwigluArgs args = *(const SwigluArgs *)context;
+    int64_t width = args.y.dim[1];
+    Span span = span_of(index, rows_of_task(width), args.y.dim[0]);
     for (int64_t row = span.first; row < span.end; row++) {
-        Vector weight = vector_all(tensor_none(args->weight) ? 1 : value_get(args->weight, row));
-        for (int64_t i = row * width, end = i + width; i < end; i += LANES) {
-            Vector a = vector_get(gate, i, end - i);
-            vector_put(y, i, end - i, weight * (a * sigmoid(a)) * vector_get(up, i, end - i));
-        }
+        Vector weight = vector_all(tensor_none(args.weight) ? 1 : value_get(args.weight, row));
+        int64_t i = row * width, end = i + width;
+        for (; i + GROUP * LANES <= end; i += GROUP * LANES) swiglu_vectors(&args, weight, i, GROUP * LANES, GROUP);
+        for (; i < end; i += LANES) swiglu_vectors(&args, weight, i, end - i, 1);
     }
 }
 
@@ -135,25 +149,36 @@ void KERNEL(swiglu)(Stream *s, const void *args) {
 }
 
 /* dgate = dy weight up silu'(gate),  dup = dy weight silu(gate),  dweight = sum dy silu(gate) up;
- * silu'(a) = sigmoid(a) (1 + a (1 - sigmoid(a))) */
+ * silu'(a) = sigmoid(a) (1 + a (1 - sigmoid(a))). Adds to dweight; vectors as above. */
+INLINE void swiglu_backward_vectors(const SwigluArgs *args, Vector weight, Vector *dweight, int64_t i, int64_t left,
+                                    int vectors) {
+    Vector gate[GROUP], sigma[GROUP];
+    UNROLLED for (int v = 0; v < vectors; v++) sigma[v] = gate[v] =
+        vector_get(args->gate, i + v * LANES, left - v * LANES);
+    sigmoids(sigma, vectors);
+    UNROLLED for (int v = 0; v < vectors; v++) {
+        int64_t at = i + v * LANES, here = left - v * LANES;
+        Vector b = vector_get(args->up, at, here), d = vector_get(args->dy, at, here), silu = gate[v] * sigma[v];
+        *dweight += d * silu * b;
+        d *= weight;
+        vector_put(args->dgate, at, here, d * b * (sigma[v] * (1 + gate[v] * (1 - sigma[v]))));
+        vector_put(args->dup, at, here, d * silu);
+    }
+}
+
 static void swiglu_backward_rows(void *context, int64_t index, int worker) {
     (void)worker;
-    const SwigluArgs *args = context;
-    const Tensor dgate = args->dgate, dup = args->dup, dy = args->dy, gate = args->gate, up = args->up;
-    int64_t width = dy.dim[1];
-    bool weighted = !tensor_none(args->weight);
-    Span span = span_of(index, rows_of_task(width), dy.dim[0]);
+    const SwigluArgs args = *(const SwigluArgs *)context;
+    int64_t width = args.dy.dim[1];
+    bool weighted = !tensor_none(args.weight);
+    Span span = span_of(index, rows_of_task(width), args.dy.dim[0]);
     for (int64_t row = span.first; row < span.end; row++) {
-        Vector weight = vector_all(weighted ? value_get(args->weight, row) : 1), dweight = {0};
-        for (int64_t i = row * width, end = i + width; i < end; i += LANES) {
-            Vector a = vector_get(gate, i, end - i), b = vector_get(up, i, end - i), d = vector_get(dy, i, end - i);
-            Vector sigma = sigmoid(a), silu = a * sigma;
-            dweight += d * silu * b;
-            d *= weight;
-            vector_put(dgate, i, end - i, d * b * (sigma * (1 + a * (1 - sigma))));
-            vector_put(dup, i, end - i, d * silu);
-        }
-        if (weighted) value_put(args->dweight, row, vector_sum(dweight));
+        Vector weight = vector_all(weighted ? value_get(args.weight, row) : 1), dweight = {0};
+        int64_t i = row * width, end = i + width;
+        for (; i + GROUP * LANES <= end; i += GROUP * LANES)
+            swiglu_backward_vectors(&args, weight, &dweight, i, GROUP * LANES, GROUP);
+        for (; i < end; i += LANES) swiglu_backward_vectors(&args, weight, &dweight, i, end - i, 1);
+        if (weighted) value_put(args.dweight, row, vector_sum(dweight));
     }
 }
 

@@ -168,45 +168,94 @@ INLINE void transpose(Vector *v) {
     }
 }
 
+/* ---- Doubles ---------------------------------------------------------------------------------- */
+
+/* The lanes of a Vector, in their order, as doubles: of floats in two vectors. */
+typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
+typedef double LooseDoubles __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+enum { WIDE = 64 / REAL_BITS, WIDE_LANES = VECTOR_BYTES / 8 };
+
+#if REAL_BITS == 32
+typedef float HalfVector __attribute__((vector_size(VECTOR_BYTES / 2)));
+
+INLINE void vector_widen(Doubles *wide, Vector x) {
+    HalfVector half[WIDE];
+    memcpy(half, &x, sizeof x);
+    UNROLLED for (int i = 0; i < WIDE; i++) wide[i] = __builtin_convertvector(half[i], Doubles);
+}
+
+INLINE Vector vector_narrow(const Doubles *wide) {
+    HalfVector half[WIDE];
+    Vector x;
+    UNROLLED for (int i = 0; i < WIDE; i++) half[i] = __builtin_convertvector(wide[i], HalfVector);
+    memcpy(&x, half, sizeof x);
+    return x;
+}
+#else
+INLINE void vector_widen(Doubles *wide, Vector x) {
+    wide[0] = x;
+}
+
+INLINE Vector vector_narrow(const Doubles *wide) {
+    return wide[0];
+}
+#endif
+
+/* Over the lanes, in their order. */
+static inline double doubles_sum(const Doubles *wide) {
+    double sum = 0;
+    UNROLLED for (int i = 0; i < WIDE_LANES * WIDE; i++) sum += wide[i / WIDE_LANES][i % WIDE_LANES];
+    return sum;
+}
+
 /* ---- exp -------------------------------------------------------------------------------------- */
 
 /* x = n ln 2 + r with |r| <= ln 2 / 2; exp(x) = 2^n exp(r), exp(r) by its Taylor series, which at this degree errs
  * less than the rounding. n is found by adding EXP_ROUND: at that size the last bit of a REAL is worth 1, so the
- * sum's low bits are n. 2^n is applied in two factors, each of them a normal number, so that results reach down to
- * the denormals, 0, and up to infinity. Errors up to 2 ulp. NaN stays NaN. */
+ * sum's low bits are n, and with a bias in EXP_ROUND they are, moved up, the exponent of a power of two. That is
+ * 2^(n - 1), and the series is that of 2 exp(r): so results reach up to infinity, and are 0 below twice the least
+ * normal number. Errors up to 2 ulp. NaN stays NaN. */
 #if REAL_BITS == 32
-#define EXP_ROUND 0x1.8p23f
+#define EXP_ROUND (0x1.8p23f + 126)
 #define EXP_LOG2E 0x1.715476p0f
 #define EXP_LN2_HIGH 0x1.62e4p-1f /* 15 bits: n times it is exact */
 #define EXP_LN2_LOW 0x1.7f7d1cp-20f
-#define EXP_LOWEST -104.0f
+#define EXP_LOWEST -87.33f /* n = -126: the power is 0 */
 #define EXP_HIGHEST 89.0f
-enum { EXP_DEGREE = 7, EXP_FRACTION = 23, EXP_BIAS = 127 };
+enum { EXP_DEGREE = 7, EXP_FRACTION = 23 };
 #else
-#define EXP_ROUND 0x1.8p52
+#define EXP_ROUND (0x1.8p52 + 1022)
 #define EXP_LOG2E 0x1.71547652b82fep0
 #define EXP_LN2_HIGH 0x1.62e42feep-1
 #define EXP_LN2_LOW 0x1.a39ef35793c76p-33
-#define EXP_LOWEST -746.0
+#define EXP_LOWEST -708.39 /* n = -1022 */
 #define EXP_HIGHEST 710.0
-enum { EXP_DEGREE = 13, EXP_FRACTION = 52, EXP_BIAS = 1023 };
+enum { EXP_DEGREE = 13, EXP_FRACTION = 52 };
 #endif
 
-static inline Vector vector_exp(Vector x) {
+/* Of several vectors (few, a constant), one step of all before the next: each step waits for the one before it, and
+ * the processor looks only so far ahead. */
+INLINE void vectors_exp(Vector *x, int vectors) {
     static const REAL factorial[] = {1,    1,     2,      6,       24,       120,       720,
                                      5040, 40320, 362880, 3628800, 39916800, 479001600, 6227020800};
-    enum { OFFSET = 2 * EXP_BIAS }; /* makes n positive: its half is then a shift */
-    x = vector_max(vector_all(EXP_LOWEST), vector_min(vector_all(EXP_HIGHEST), x));
-    Vector rounded = x * EXP_LOG2E + EXP_ROUND;
-    Vector n = rounded - EXP_ROUND;
-    Vector r = x - n * EXP_LN2_HIGH - n * EXP_LN2_LOW;
-    Vector series = vector_all(1 / factorial[EXP_DEGREE]);
-    UNROLLED for (int i = EXP_DEGREE - 1; i >= 0; i--) series = series * r + 1 / factorial[i];
-    Words shifted = (Words)rounded - (Words)vector_all(EXP_ROUND) + OFFSET;
-    Words half = shifted >> 1;
-    Vector first = (Vector)((half - OFFSET / 2 + EXP_BIAS) << EXP_FRACTION);
-    Vector second = (Vector)((shifted - half - OFFSET / 2 + EXP_BIAS) << EXP_FRACTION);
-    return series * first * second;
+    enum { MOST = 4 };
+    Vector rounded[MOST], n[MOST], series[MOST];
+    UNROLLED for (int v = 0; v < vectors; v++) x[v] =
+        vector_max(vector_all(EXP_LOWEST), vector_min(vector_all(EXP_HIGHEST), x[v]));
+    UNROLLED for (int v = 0; v < vectors; v++) rounded[v] = x[v] * EXP_LOG2E + EXP_ROUND;
+    UNROLLED for (int v = 0; v < vectors; v++) n[v] = rounded[v] - EXP_ROUND;
+    UNROLLED for (int v = 0; v < vectors; v++) x[v] -= n[v] * EXP_LN2_HIGH;
+    UNROLLED for (int v = 0; v < vectors; v++) x[v] -= n[v] * EXP_LN2_LOW;
+    UNROLLED for (int v = 0; v < vectors; v++) series[v] = vector_all(2 / factorial[EXP_DEGREE]);
+    UNROLLED for (int i = EXP_DEGREE - 1; i >= 0; i--) {
+        UNROLLED for (int v = 0; v < vectors; v++) series[v] = series[v] * x[v] + 2 / factorial[i];
+    }
+    UNROLLED for (int v = 0; v < vectors; v++) x[v] = series[v] * (Vector)((Words)rounded[v] << EXP_FRACTION);
+}
+
+static inline Vector vector_exp(Vector x) {
+    vectors_exp(&x, 1);
+    return x;
 }
 
 /* ---- Rows of tensors as REALs ----------------------------------------------------------------- */
@@ -214,17 +263,42 @@ static inline Vector vector_exp(Vector x) {
 #if REAL_BITS == 32
 typedef uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef uint16_t LooseHalves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef int32_t Integers __attribute__((vector_size(VECTOR_BYTES)));
 
-static inline Vector vector_from_bf16(const uint16_t *p) {
-    return (Vector)(__builtin_convertvector(*(const LooseHalves *)p, Words) << 16);
+/* Halves to words and back, a row of instructions each: the compiler alone converts half a vector at a time, and masks
+ * what it cuts off. halves_cut takes words that an int16_t could hold: packing saturates. */
+#if VECTOR_BYTES == 32
+static inline Words halves_widen(Halves h) {
+    return (Words)_mm256_cvtepu16_epi32((__m128i)h);
 }
 
-/* As bf16_from_float. */
+static inline Halves halves_cut(Integers x) {
+    __m256i whole = (__m256i)x;
+    return (Halves)_mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+}
+#else
+static inline Words halves_widen(Halves h) {
+    return __builtin_convertvector(h, Words);
+}
+
+static inline Halves halves_cut(Integers x) {
+    return __builtin_convertvector(x, Halves);
+}
+#endif
+
+static inline Vector vector_from_bf16(const uint16_t *p) {
+    return (Vector)(halves_widen(*(const LooseHalves *)p) << 16);
+}
+
+/* As bf16_from_float, in the high halves; the low halves are of no value. */
+static inline Words bf16_rounded(Vector v) {
+    Words bits = (Words)v, number = (Words)(v == v);
+    return (bits + (number & 0x8000u)) | (~number & 0x00400000u);
+}
+
+/* A shift that keeps the sign leaves what halves_cut can take. */
 static inline void vector_to_bf16(uint16_t *p, Vector v) {
-    Words bits = (Words)v;
-    Words is_nan = (Words)((bits & 0x7fffffffu) > 0x7f800000u);
-    Words high = ((bits + 0x8000u) >> 16 & ~is_nan) | ((bits >> 16 | 0x0040u) & is_nan);
-    *(LooseHalves *)p = __builtin_convertvector(high, Halves);
+    *(LooseHalves *)p = halves_cut((Integers)bf16_rounded(v) >> 16);
 }
 
 static inline void values_widen(REAL *to, const uint16_t *from, int64_t count) {
@@ -310,10 +384,7 @@ static inline void vector_put(Tensor t, int64_t i, int64_t left, Vector v) {
 
 /* As a tensor of type t would hold it. */
 static inline Vector vector_rounded(Type t, Vector v) {
-    if (t == REAL_TYPE) return v;
-    uint16_t half[LANES];
-    vector_to_bf16(half, v);
-    return vector_from_bf16(half);
+    return t == REAL_TYPE ? v : (Vector)(bf16_rounded(v) & 0xffff0000u);
 }
 #else
 static inline Vector vector_get_or(Tensor t, int64_t i, int64_t left, Vector other) {

@@ -1,13 +1,16 @@
-/* Cross entropy: a row of logits is read three times (largest, sum, gradient), after the first from the cache. */
+/* Cross entropy: a row of logits is read twice (largest, sum), the second time from the cache; each exp(logit -
+ * largest) is made once and kept for the gradient: in its place or, where that is bf16, in the worker's scratch. */
 #include "ops/cpu/fast/fast.h"
 
 enum {
     PARTS = 256,  /* at most so many tasks: their losses are added in order */
     PIECE = 1024, /* logits of the inner sum */
+    GROUP = 4,    /* vectors that pass through exp together */
 };
 
 typedef struct {
     const CrossEntropyArgs *a;
+    Pool *pool;
     int64_t rows;     /* of a task */
     double per_token; /* 1 / trained, or 0 */
     double loss[PARTS];
@@ -25,31 +28,52 @@ static REAL largest_of(Tensor logits, int64_t first, int64_t count) {
     return vector_highest(most);
 }
 
-/* sum exp(logit - most), by pieces */
-static double sum_of(Tensor logits, int64_t first, int64_t count, REAL most) {
+/* exp(logit - most) of so many vectors from logit i on, the last of them of `left` values (beyond: 0) or full. */
+INLINE void exps_vectors(Vector *x, Tensor logits, int64_t i, int64_t left, REAL most, int vectors) {
     const Vector nothing = vector_all(-(REAL)INFINITY);
+    UNROLLED for (int v = 0; v < vectors; v++) x[v] =
+        vector_get_or(logits, i + v * LANES, left - v * LANES, nothing) - most;
+    vectors_exp(x, vectors);
+}
+
+/* Where the values of exp(logit - most) are kept: from element `first` on; none: nowhere. */
+typedef struct {
+    Tensor values;
+    int64_t first;
+} Kept;
+
+INLINE Vector keep_vectors(Kept kept, Tensor logits, int64_t first, int64_t i, int64_t left, REAL most, int vectors) {
+    Vector x[GROUP], sum = {0};
+    exps_vectors(x, logits, first + i, left, most, vectors);
+    UNROLLED for (int v = 0; v < vectors; v++) {
+        sum += x[v];
+        if (!tensor_none(kept.values)) vector_put(kept.values, kept.first + i + v * LANES, left - v * LANES, x[v]);
+    }
+    return sum;
+}
+
+/* sum exp(logit - most), by pieces */
+static double sum_of(Tensor logits, int64_t first, int64_t count, REAL most, Kept kept) {
     double total = 0;
     for (int64_t piece = 0; piece < count; piece += PIECE) {
-        int64_t end = min64(piece + PIECE, count);
+        int64_t i = piece, end = min64(piece + PIECE, count);
         Vector sum = {0};
-        for (int64_t i = piece; i < end; i += LANES)
-            sum += vector_exp(vector_get_or(logits, first + i, end - i, nothing) - most);
+        for (; i + GROUP * LANES <= end; i += GROUP * LANES)
+            sum += keep_vectors(kept, logits, first, i, GROUP * LANES, most, GROUP);
+        for (; i < end; i += LANES) sum += keep_vectors(kept, logits, first, i, end - i, most, 1);
         total += (double)vector_sum(sum);
     }
     return total;
 }
 
-/* `target`: which of the row's logits it is; -1: none of them */
-static void write_gradient(const CrossEntropyArgs *a, int64_t row, int64_t target, REAL most, double sum,
-                           double per_token) {
-    const Tensor logits = a->logits, dlogits = a->dlogits;
-    int64_t count = logits.dim[1], first = row * count;
-    REAL factor = (REAL)(per_token / sum), at_target = target < 0 ? 0 : value_get(logits, first + target) - most;
-    for (int64_t i = 0; i < count; i += LANES) {
-        Vector p = vector_exp(vector_get(logits, first + i, count - i) - most);
-        vector_put(dlogits, first + i, count - i, p * factor);
-    }
-    if (target >= 0) value_put(dlogits, first + target, (REAL)((exp((double)at_target) / sum - 1) * per_token));
+/* The gradient of a row from its kept exp(logit - most). */
+static void scale_kept(const CrossEntropyArgs *a, int64_t row, int64_t target, Kept kept, double sum,
+                       double per_token) {
+    int64_t count = a->logits.dim[1], first = row * count;
+    REAL factor = (REAL)(per_token / sum), at_target = value_get(kept.values, kept.first + target);
+    for (int64_t i = 0; i < count; i += LANES)
+        vector_put(a->dlogits, first + i, count - i, factor * vector_get(kept.values, kept.first + i, count - i));
+    value_put(a->dlogits, first + target, (REAL)(((double)at_target / sum - 1) * per_token));
 }
 
 static void write_zeros(Tensor dlogits, int64_t row) {
@@ -57,9 +81,18 @@ static void write_zeros(Tensor dlogits, int64_t row) {
     memset((char *)dlogits.data + (size_t)row * bytes, 0, bytes);
 }
 
+/* In the row of dlogits, which may be that of the logits: a logit is read before it is written. */
+static Kept kept_of(const Job *job, int64_t row, int worker) {
+    const Tensor dlogits = job->a->dlogits;
+    int64_t count = dlogits.dim[1];
+    if (dlogits.type == REAL_TYPE) return (Kept){dlogits, row * count};
+    MUST(job->pool != NULL);
+    void *scratch = pool_scratch(job->pool, worker, count * (int64_t)sizeof(REAL));
+    return (Kept){tensor_at(scratch, REAL_TYPE, DIM(count)), 0};
+}
+
 /* loss += lse - logits[target],  dlogits = (exp(logits - lse) - onehot(target)) / trained;  rows without target: 0 */
 static void loss_rows(void *context, int64_t index, int worker) {
-    (void)worker;
     Job *job = context;
     const CrossEntropyArgs *a = job->a;
     int64_t vocabulary = a->logits.dim[1], end = min64((index + 1) * job->rows, a->logits.dim[0]);
@@ -72,14 +105,16 @@ static void loss_rows(void *context, int64_t index, int worker) {
             if (gradient) write_zeros(a->dlogits, row);
             continue;
         }
+        double at_target = (double)value_get(a->logits, row * vocabulary + target); /* dlogits may be the logits */
         REAL most = largest_of(a->logits, row * vocabulary, vocabulary);
-        double sum = sum_of(a->logits, row * vocabulary, vocabulary, most);
-        loss += (double)most + log(sum) - (double)value_get(a->logits, row * vocabulary + target);
+        Kept kept = gradient ? kept_of(job, row, worker) : (Kept){0};
+        double sum = sum_of(a->logits, row * vocabulary, vocabulary, most, kept);
+        loss += (double)most + log(sum) - at_target;
         if (!gradient) continue;
         if (job->per_token == 0)
             write_zeros(a->dlogits, row);
         else
-            write_gradient(a, row, target, most, sum, job->per_token);
+            scale_kept(a, row, target, kept, sum, job->per_token);
     }
     job->loss[index] = loss;
 }
@@ -87,11 +122,11 @@ static void loss_rows(void *context, int64_t index, int worker) {
 void KERNEL(cross_entropy)(Stream *s, const void *args) {
     const CrossEntropyArgs *a = args;
     int64_t rows = a->logits.dim[0];
-    Job job = {.a = a, .rows = ceil_div(rows, PARTS)};
+    Job job = {.a = a, .pool = stream_pool(s), .rows = ceil_div(rows, PARTS)};
     if (!tensor_none(a->dlogits)) job.per_token = per_token_of(a->trained);
     double loss = 0;
     int64_t tasks = ceil_div(rows, max64(1, job.rows));
-    parallel(stream_pool(s), tasks, loss_rows, &job);
+    parallel(job.pool, tasks, loss_rows, &job);
     for (int64_t i = 0; i < tasks; i++) loss += job.loss[i];
     *(double *)a->loss.data += loss;
 }
@@ -128,7 +163,7 @@ static void part_rows(void *context, int64_t index, int worker) {
         int64_t target = target_here(a, row);
         REAL most = largest_of(a->logits, row * part, part);
         stats[LOSS_LARGEST] = most;
-        stats[LOSS_SUM] = (REAL)sum_of(a->logits, row * part, part, base_of(most));
+        stats[LOSS_SUM] = (REAL)sum_of(a->logits, row * part, part, base_of(most), (Kept){0});
         stats[LOSS_TARGET] = target < 0 ? -(REAL)INFINITY : value_get(a->logits, row * part + target);
     }
 }
@@ -191,6 +226,22 @@ void KERNEL(cross_entropy_sum)(Stream *s, const void *args) {
     double loss = 0;
     for (int64_t i = 0; i < tasks; i++) loss += job.loss[i];
     *(double *)a->loss.data += loss;
+}
+
+INLINE void gradient_vectors(const CrossEntropyArgs *a, int64_t i, int64_t left, REAL most, REAL factor, int vectors) {
+    Vector x[GROUP];
+    exps_vectors(x, a->logits, i, left, most, vectors);
+    UNROLLED for (int v = 0; v < vectors; v++) vector_put(a->dlogits, i + v * LANES, left - v * LANES, x[v] * factor);
+}
+
+/* `target`: which of the row's logits it is; -1: none of them */
+static void write_gradient(const CrossEntropyArgs *a, int64_t row, int64_t target, REAL most, double sum,
+                           double per_token) {
+    int64_t count = a->logits.dim[1], i = row * count, end = i + count, at = i + target;
+    REAL factor = (REAL)(per_token / sum), at_target = target < 0 ? 0 : value_get(a->logits, at) - most;
+    for (; i + GROUP * LANES <= end; i += GROUP * LANES) gradient_vectors(a, i, GROUP * LANES, most, factor, GROUP);
+    for (; i < end; i += LANES) gradient_vectors(a, i, end - i, most, factor, 1);
+    if (target >= 0) value_put(a->dlogits, at, (REAL)((exp((double)at_target) / sum - 1) * per_token));
 }
 
 /* dlogits = (exp(logits - largest) / sum - onehot(target)) / trained;  rows without target: 0 */

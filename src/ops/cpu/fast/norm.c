@@ -7,9 +7,32 @@ enum {
     ROWS = 8,            /* of a task */
     PARTS = 256,         /* at most so many tasks of the backward, fewer when their sums do not fit into the scratch */
     COLUMNS = 4 * LANES, /* of a task that adds the parts */
+    CHAINS = 4,          /* sums along a row that do not wait for one another */
 };
 
 /* ---- Forward ---------------------------------------------------------------------------------- */
+
+static REAL chains_sum(const Vector *sum) {
+    return vector_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
+/* sum x^2 of a row */
+static REAL row_squares(Tensor x, int64_t first, int64_t width) {
+    enum { STEP = CHAINS * LANES };
+    Vector sum[CHAINS] = {{0}};
+    int64_t i = first, end = first + width;
+    for (; i + STEP <= end; i += STEP) {
+        UNROLLED for (int v = 0; v < CHAINS; v++) {
+            Vector a = vector_get(x, i + v * LANES, LANES);
+            sum[v] += a * a;
+        }
+    }
+    for (; i < end; i += LANES) {
+        Vector a = vector_get(x, i, end - i);
+        sum[0] += a * a;
+    }
+    return chains_sum(sum);
+}
 
 /* y = round(x inverse) w,  inverse = 1 / sqrt(mean(x^2) + epsilon) */
 static void norm_rows(void *context, int64_t index, int worker) {
@@ -19,12 +42,7 @@ static void norm_rows(void *context, int64_t index, int worker) {
     int64_t width = x.dim[1];
     for (int64_t row = index * ROWS; row < min64((index + 1) * ROWS, x.dim[0]); row++) {
         int64_t first = row * width;
-        Vector squares = {0};
-        for (int64_t i = 0; i < width; i += LANES) {
-            Vector v = vector_get(x, first + i, width - i);
-            squares += v * v;
-        }
-        REAL inverse = (REAL)(1 / sqrt((double)vector_sum(squares) / (double)width + a->epsilon));
+        REAL inverse = (REAL)(1 / sqrt((double)row_squares(x, first, width) / (double)width + a->epsilon));
         value_put(a->inverse, row, inverse);
         for (int64_t i = 0; i < width; i += LANES) {
             int64_t left = width - i;
@@ -47,17 +65,31 @@ typedef struct {
     Tensor sums;         /* [parts, H] */
 } Backward;
 
+/* sum dy w x of a row */
+static REAL row_dot(const NormArgs *a, int64_t first, int64_t width) {
+    enum { STEP = CHAINS * LANES };
+    const Tensor dy = a->dy, x = a->x, w = a->w;
+    Vector sum[CHAINS] = {{0}};
+    int64_t i = 0;
+    for (; i + STEP <= width; i += STEP) {
+        UNROLLED for (int v = 0; v < CHAINS; v++) {
+            int64_t at = i + v * LANES;
+            sum[v] += vector_get(dy, first + at, LANES) * vector_get(w, at, LANES) * vector_get(x, first + at, LANES);
+        }
+    }
+    for (; i < width; i += LANES) {
+        int64_t left = width - i;
+        sum[0] += vector_get(dy, first + i, left) * vector_get(w, i, left) * vector_get(x, first + i, left);
+    }
+    return chains_sum(sum);
+}
+
 /* dx (+)= inverse (dy w - xhat mean(dy w xhat)),  sums += dy xhat;  xhat = x inverse */
 static void backward_row(const NormArgs *a, Tensor sums, int64_t part, int64_t row) {
     const Tensor dx = a->dx, dy = a->dy, x = a->x, w = a->w;
     int64_t width = x.dim[1], first = row * width;
     REAL inverse = value_get(a->inverse, row);
-    Vector dot = {0};
-    for (int64_t i = 0; i < width; i += LANES) {
-        int64_t left = width - i;
-        dot += vector_get(dy, first + i, left) * vector_get(w, i, left) * vector_get(x, first + i, left);
-    }
-    REAL mean = vector_sum(dot) * inverse / (REAL)width;
+    REAL mean = row_dot(a, first, width) * inverse / (REAL)width;
     for (int64_t i = 0; i < width; i += LANES) {
         int64_t left = width - i;
         Vector d = vector_get(dy, first + i, left), normal = vector_get(x, first + i, left) * inverse;

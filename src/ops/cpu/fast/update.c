@@ -25,24 +25,22 @@ INLINE Vector adamw_vector(const Update *u, Vector weight, Vector gradient, Vect
 
 /* The fp32 master of bf16 weights is (weight << 16) + (int16)low; only float copies of this file ever see one. */
 #if REAL_BITS == 32
-typedef int16_t Lows __attribute__((vector_size(VECTOR_BYTES / 2)));
-
 INLINE Vector master_get(const AdamWArgs *a, int64_t i, int64_t left) {
     Vector weight = vector_get(a->weight, i, left);
     if (a->weight.type != BF16) return weight;
-    Lows low = {0};
+    Halves low = {0};
     const char *from = (const char *)a->low.data + 2 * i;
     if (left >= LANES)
         memcpy(&low, from, sizeof low);
     else
         memcpy(&low, from, (size_t)left * 2);
-    return (Vector)((Words)weight + __builtin_convertvector(low, Words));
+    return (Vector)((Words)weight + (Words)((Integers)(halves_widen(low) << 16) >> 16));
 }
 
 INLINE void master_put(const AdamWArgs *a, int64_t i, int64_t left, Vector master) {
     vector_put(a->weight, i, left, master);
     if (a->weight.type != BF16) return;
-    Halves low = __builtin_convertvector((Words)master & 0xffffu, Halves);
+    Halves low = halves_cut((Integers)((Words)master << 16) >> 16);
     char *to = (char *)a->low.data + 2 * i;
     if (left >= LANES)
         memcpy(to, &low, sizeof low);
@@ -101,35 +99,17 @@ typedef struct {
 } Norm;
 
 /* Squares in double, for those of large floats would overflow. */
-typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
-
-#if REAL_BITS == 32
-typedef float HalfVector __attribute__((vector_size(VECTOR_BYTES / 2)));
-
-INLINE void add_squares(Doubles *sum, Vector x) {
-    HalfVector half[2];
-    memcpy(half, &x, sizeof x);
-    UNROLLED for (int i = 0; i < 2; i++) {
-        Doubles wide = __builtin_convertvector(half[i], Doubles);
-        sum[i] += wide * wide;
-    }
-}
-#else
-INLINE void add_squares(Doubles *sum, Vector x) {
-    sum[0] += x * x;
-}
-#endif
-
 static void square_part(void *context, int64_t index, int worker) {
     (void)worker;
     Norm *n = context;
     const Tensor x = n->x;
     int64_t end = min64((index + 1) * n->part, tensor_count(x));
-    Doubles sum[2] = {{0}};
-    for (int64_t i = index * n->part; i < end; i += LANES) add_squares(sum, vector_get(x, i, end - i));
-    double total = 0;
-    for (size_t i = 0; i < sizeof(Doubles) / sizeof(double); i++) total += sum[0][i] + sum[1][i];
-    n->sum[index] = total;
+    Doubles sum[WIDE] = {{0}}, wide[WIDE];
+    for (int64_t i = index * n->part; i < end; i += LANES) {
+        vector_widen(wide, vector_get(x, i, end - i));
+        UNROLLED for (int w = 0; w < WIDE; w++) sum[w] += wide[w] * wide[w];
+    }
+    n->sum[index] = doubles_sum(sum);
 }
 
 void KERNEL(square_sum)(Stream *s, const void *args) {
