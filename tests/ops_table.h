@@ -670,6 +670,9 @@ static const Case cases[] = {
     {LINEAR, .n = {67, 131, 97}},
     {LINEAR, .n = {13, 35, 1027}}, /* sums of several blocks */
     {LINEAR, .n = {1025, 6, 3}},
+    {LINEAR, .n = {49, 97, 515}}, /* beyond each size that products are cut by, in each direction */
+    {LINEAR, .n = {97, 515, 47}},
+    {LINEAR, .n = {515, 48, 257}},
     {SUMS, .n = {5, 0, 3}}, /* dx of nothing is 0 */
     {SUMS, .n = {7, 13, 5}},
     {SUMS, .n = {13, 1027, 35, true}},
@@ -680,6 +683,7 @@ static const Case cases[] = {
     {EXPERTS, .n = {4, 5, 3}, .rows = {3, 0, 5, 1}},
     {EXPERTS, .n = {4, 5, 3, true}, .rows = {0, 2, 1, 0}},
     {EXPERTS, .n = {5, 53, 37}, .rows = {17, 0, 1, 41, 64}},
+    {EXPERTS, .n = {3, 259, 131}, .rows = {8, 257, 49}},
     {SWIGLU, .n = {0, 5, true}},
     {SWIGLU, .n = {3, 7, false}},
     {SWIGLU, .n = {5, 9, true}},

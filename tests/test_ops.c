@@ -683,6 +683,45 @@ static void experts_without_rows_get_no_gradient(void **state) {
     bench_close(&b);
 }
 
+/* One product of every direction, and the same for a part of its rows and columns alone. */
+static void parts_equal_the_whole(Bench *b, Type real) {
+    enum { M = 301, N = 389, K = 523, TOP = 100, HEIGHT = 55, LEFT = 131, WIDTH = 27 };
+    Type sum = type_sum(real);
+    Tensor x = normal(b, real, DIM(M, K)), w = normal(b, real, DIM(N, K)), dy = normal(b, real, DIM(M, N));
+    Tensor y = normal(b, real, DIM(M, N)), dx = normal(b, sum, DIM(M, K)),
+           dw = memory_tensor(&b->memory, sum, DIM(N, K));
+    Tensor y_part = normal(b, real, DIM(HEIGHT, WIDTH)), dx_part = normal(b, sum, DIM(HEIGHT, K));
+    Tensor dw_part = memory_tensor(&b->memory, sum, DIM(WIDTH, K)), columns = normal(b, real, DIM(M, WIDTH));
+    zero(b->stream, dw);
+    zero(b->stream, dw_part);
+    copy_columns(b->stream, columns, 0, dy, LEFT, WIDTH, false);
+    linear(b->stream, y, x, w);
+    linear(b->stream, y_part, tensor_rows(x, TOP, HEIGHT), tensor_rows(w, LEFT, WIDTH));
+    linear_dx(b->stream, dx, dy, w, false);
+    linear_dx(b->stream, dx_part, tensor_rows(dy, TOP, HEIGHT), w, false);
+    linear_dw(b->stream, dw, dy, x);
+    linear_dw(b->stream, dw_part, columns, x);
+    Tensor y_rows = normal(b, real, DIM(HEIGHT, WIDTH));
+    copy_columns(b->stream, y_rows, 0, tensor_rows(y, TOP, HEIGHT), LEFT, WIDTH, false);
+    stream_finish(b->stream);
+    assert_same_bits("linear", y_part, y_rows);
+    assert_same_bits("linear_dx", dx_part, tensor_rows(dx, TOP, HEIGHT));
+    assert_same_bits("linear_dw", dw_part, tensor_rows(dw, LEFT, WIDTH));
+}
+
+static void an_element_of_a_product_does_not_depend_on_its_place(void **state) {
+    (void)state;
+    static const char *const names[] = {"cpu:avx512bf16", "cpu:avx512", "cpu:avx2", "cpu:portable"};
+    for (size_t i = 0; i < COUNT(names); i++) {
+        Device *there = test_device(names[i], 1);
+        if (there == NULL) continue;
+        device_close(there);
+        Bench b = bench_open(names[i]);
+        for (size_t k = 0; k < COUNT(real_types); k++) parts_equal_the_whole(&b, real_types[k]);
+        bench_close(&b);
+    }
+}
+
 static void not_a_number_and_infinity_show_in_square_sums(void **state) {
     (void)state;
     Bench b = bench_open("cpu");
@@ -1147,6 +1186,7 @@ int main(void) {
         cmocka_unit_test(slots_are_sorted_by_round_and_expert_and_stay_in_order_within_one),
         cmocka_unit_test(rounds_of_slots_sum_to_the_same_bits_as_one),
         cmocka_unit_test(experts_without_rows_get_no_gradient),
+        cmocka_unit_test(an_element_of_a_product_does_not_depend_on_its_place),
         cmocka_unit_test(not_a_number_and_infinity_show_in_square_sums),
         cmocka_unit_test(not_a_number_shows_in_a_joined_loss_and_infinity_does_not),
         cmocka_unit_test(no_trained_tokens_give_no_gradient),

@@ -1,5 +1,5 @@
 /* c = a b in three steps: b is packed, block by block, into panels that the kernel reads in sequence; a is read where
- * it lies, or copied a few rows at a time where it must be widened or lies across; one kernel keeps a tile of c in
+ * it lies, or copied some strips at a time where it must be widened or lies across; one kernel keeps a tile of c in
  * registers.
  *
  *        right: panels of TILE_COLUMNS            for each block of k (GEMM_DEPTH)
@@ -65,8 +65,10 @@ INLINE const void *element_of(const void *row, int64_t i, WordKind kind) {
     return (const char *)row + (size_t)i * (kind == WORD_REAL ? sizeof(REAL) : 2);
 }
 
+enum { PACKED_COLUMNS = 4 * TILE_COLUMNS }; /* of the right side, packed at a time */
+
 /* The second of two rows of pairs, where k ends with the first. */
-static const uint16_t no_row[TILE_COLUMNS];
+static const uint16_t no_row[PACKED_COLUMNS];
 
 #if REAL_BITS == 32
 INLINE REAL word_load(const void *p, const uint16_t *next, WordKind kind) {
@@ -164,11 +166,13 @@ INLINE void tile_product(const Tile *t, const int rows, const int vectors, const
         UNROLLED for (int i = 0; i < TILE_ROWS / 3; i++) left[i] += t->left_step;
         right += t->right_step;
     }
-    UNROLLED for (int i = 0; i < rows; i++) {
-        UNROLLED for (int v = 0; v < vectors; v++) {
-            REAL *c = t->c + i * t->c_row + v * LANES;
-            vector_store(c, t->add ? vector_load(c) + sum[i][v] : sum[i][v]);
+    if (t->add) { /* all loads, then all stores: rows a multiple of 4 KiB apart look alike to a load behind a store */
+        UNROLLED for (int i = 0; i < rows; i++) {
+            UNROLLED for (int v = 0; v < vectors; v++) sum[i][v] += vector_load(t->c + i * t->c_row + v * LANES);
         }
+    }
+    UNROLLED for (int i = 0; i < rows; i++) {
+        UNROLLED for (int v = 0; v < vectors; v++) vector_store(t->c + i * t->c_row + v * LANES, sum[i][v]);
     }
 }
 
@@ -221,20 +225,22 @@ static void tile_run(Tile t, int64_t rows, int64_t columns) {
 
 /* ---- Packing the right side ------------------------------------------------------------------- */
 
-/* One panel: panel[p TILE_COLUMNS + j] = word p of column j, zeros beyond `columns`. Here rows of b are contiguous. */
-INLINE void pack_rows(REAL *panel, Operand b, int64_t columns, int64_t k, const WordKind kind) {
+/* Panel q: right[q panel + p TILE_COLUMNS + j] = word p of column q TILE_COLUMNS + j, zeros beyond `columns`. Here rows
+ * of b are contiguous, and are read some panels long: whole cache lines, and few pages at a time. */
+INLINE void pack_rows(REAL *right, Operand b, int64_t panel, int64_t columns, int64_t k, const WordKind kind) {
     const int64_t depth = word_count(k, kind == WORD_PAIR), step = kind == WORD_PAIR ? 2 : 1;
-    for (int64_t p = 0; p < depth; p++, panel += TILE_COLUMNS) {
+    const int64_t whole = columns / TILE_COLUMNS * TILE_COLUMNS, end = ceil_div(columns, TILE_COLUMNS) * TILE_COLUMNS;
+    for (int64_t p = 0; p < depth; p++, right += TILE_COLUMNS) {
         const void *row = element_at(b, p * step, 0);
         const uint16_t *next = second_row(b, p, k, kind);
-        if (columns == TILE_COLUMNS) {
-            UNROLLED for (int j = 0; j < TILE_COLUMNS; j += LANES) {
-                vector_store(panel + j, words_load(element_of(row, j, kind), next + j, kind));
+        REAL *to = right;
+        for (int64_t j = 0; j < whole; j += TILE_COLUMNS, to += panel) {
+            UNROLLED for (int v = 0; v < TILE_COLUMNS; v += LANES) {
+                vector_store(to + v, words_load(element_of(row, j + v, kind), next + j + v, kind));
             }
-            continue;
         }
-        for (int64_t j = 0; j < TILE_COLUMNS; j++) {
-            panel[j] = j < columns ? word_load(element_of(row, j, kind), next + j, kind) : 0;
+        for (int64_t j = whole; j < end; j++, to++) {
+            *to = j < columns ? word_load(element_of(row, j, kind), next + j, kind) : 0;
         }
     }
 }
@@ -263,89 +269,105 @@ INLINE void pack_columns(REAL *panel, Operand b, int64_t columns, int64_t k, con
 
 INLINE void pack(REAL *right, Operand b, int64_t n, int64_t k, const WordKind kind) {
     MUST(b.row == 1 || b.column == 1);
-    int64_t panel = TILE_COLUMNS * word_count(k, kind == WORD_PAIR);
-    for (int64_t j = 0; j < n; j += TILE_COLUMNS, right += panel) {
+    const int64_t panel = TILE_COLUMNS * word_count(k, kind == WORD_PAIR);
+    const int64_t width = b.row == 1 ? TILE_COLUMNS : PACKED_COLUMNS;
+    for (int64_t j = 0; j < n; j += width, right += width / TILE_COLUMNS * panel) {
         Operand part = {element_at(b, 0, j), b.type, b.row, b.column};
-        int64_t columns = min64(TILE_COLUMNS, n - j);
+        int64_t columns = min64(width, n - j);
         if (b.row == 1) {
             pack_columns(right, part, columns, k, kind);
         } else {
-            pack_rows(right, part, columns, k, kind);
+            pack_rows(right, part, panel, columns, k, kind);
         }
     }
 }
 
 /* ---- The left side ---------------------------------------------------------------------------- */
 
-enum { LEFT_STRIDE = GEMM_DEPTH + LANES }; /* not a power of two: rows would fall on each other in the first cache */
+/* Strips of equal height: strip s of a block is rows strip_row(s) .. strip_row(s + 1) - 1. */
+typedef struct {
+    int64_t count, rows;
+} Strips;
 
-/* The words of some rows of a: where they lie, or copied. */
+static Strips strips_of(int64_t rows) {
+    return (Strips){ceil_div(rows, TILE_ROWS), rows};
+}
+
+static int64_t strip_row(Strips s, int64_t strip) {
+    return strip * (s.rows / s.count) + min64(strip, s.rows % s.count);
+}
+
+/* The words of some strips of a: where they lie, or copied, which is done for LEFT_STRIPS at once so that rows of a^T
+ * are read in whole cache lines. */
 typedef struct {
     const void *data;
     int64_t row, step; /* in words */
+    bool copied;       /* strip i of the group begins at i LEFT_STRIP */
 } Left;
 
-static Left left_copy_across(REAL *buffer, Operand a, int64_t rows, int64_t depth) {
-    for (int64_t p = 0; p < depth; p++) {
-        const REAL *from = element_at(a, 0, p);
-        REAL *to = buffer + p * TILE_ROWS;
-        __builtin_prefetch(from + 2 * TILE_ROWS - 1);
-        if (rows == TILE_ROWS) {
-            memcpy(to, from, TILE_ROWS * sizeof(REAL));
-        } else {
-            for (int64_t i = 0; i < rows; i++) to[i] = from[i];
-        }
-    }
-    return (Left){buffer, 1, TILE_ROWS};
-}
-
-/* Makes LANES words at once where there are as many to read: what is too much is overwritten by the next row. */
-INLINE Left left_convert_across(REAL *buffer, Operand a, int64_t rows, int64_t k, int64_t readable,
-                                const WordKind kind) {
+/* Word p of row i of a strip goes to p TILE_ROWS + i. Vectors may be longer than a strip is high: what is too much is
+ * overwritten by the next word, or lies behind the last; near the end of a row of a^T there is not as much to read. */
+INLINE Left left_copy_across(REAL *buffer, Operand a, Strips strips, int64_t first, int64_t end, int64_t k,
+                             const WordKind kind) {
+    enum { READ = (TILE_ROWS + LANES - 1) / LANES * LANES };
     const int64_t depth = word_count(k, kind == WORD_PAIR), step = kind == WORD_PAIR ? 2 : 1;
-    Operand across = operand_transposed(a);
+    const Operand across = operand_transposed(a);
     for (int64_t p = 0; p < depth; p++) {
-        const uint16_t *from = element_at(across, p * step, 0), *next = second_row(across, p, k, kind);
+        const void *from = element_at(across, p * step, 0);
+        const uint16_t *next = second_row(across, p, k, kind);
         REAL *to = buffer + p * TILE_ROWS;
-        if (readable >= TILE_ROWS + LANES) {
-            for (int64_t i = 0; i < rows; i += LANES) vector_store(to + i, words_load(from + i, next + i, kind));
-        } else {
-            for (int64_t i = 0; i < rows; i++) to[i] = word_load(from + i, next + i, kind);
+        for (int64_t s = first; s < end; s++, to += LEFT_STRIP) {
+            int64_t row = strip_row(strips, s), rows = strip_row(strips, s + 1) - row;
+            const uint16_t *second = next == no_row ? no_row : next + row;
+            if (row + READ <= strips.rows) {
+                UNROLLED for (int i = 0; i < READ; i += LANES) {
+                    vector_store(to + i, words_load(element_of(from, row + i, kind), second + i, kind));
+                }
+                continue;
+            }
+            for (int64_t i = 0; i < rows; i++) to[i] = word_load(element_of(from, row + i, kind), second + i, kind);
         }
     }
-    return (Left){buffer, 1, TILE_ROWS};
+    return (Left){buffer, 1, TILE_ROWS, true};
 }
 
-static Left left_widen_rows(REAL *buffer, Operand a, int64_t rows, int64_t depth) {
-    for (int64_t i = 0; i < rows; i++) values_widen(buffer + i * LEFT_STRIDE, element_at(a, i, 0), depth);
-    return (Left){buffer, LEFT_STRIDE, 1};
-}
-
-/* Rows that do not begin or end with a pair are copied and given a zero. */
-static Left left_pair_rows(REAL *buffer, Operand a, int64_t rows, int64_t k) {
-    if (k % 2 == 0 && a.row % 2 == 0) return (Left){a.data, a.row / 2, 1};
-    for (int64_t i = 0; i < rows; i++) {
-        uint16_t *to = (uint16_t *)(buffer + i * LEFT_STRIDE);
-        memcpy(to, element_at(a, i, 0), (size_t)k * sizeof *to);
-        if (k % 2 == 1) to[k] = 0;
+/* Rows that lie along k, LEFT_STRIDE apart; pairs end with a zero where k is odd. */
+static void left_copy_row(REAL *to, const void *from, int64_t k, WordKind kind) {
+    if (kind == WORD_WIDE) {
+        values_widen(to, from, k);
+        return;
     }
-    return (Left){buffer, LEFT_STRIDE, 1};
+    uint16_t *pairs = (uint16_t *)to;
+    memcpy(pairs, from, (size_t)k * sizeof *pairs);
+    if (k % 2 == 1) pairs[k] = 0;
 }
 
-/* `readable`: how many elements from a on a row of a^T still holds. */
-static Left left_get(REAL *buffer, Operand a, int64_t rows, int64_t k, int64_t readable, bool paired) {
+static Left left_copy_rows(REAL *buffer, Operand a, Strips strips, int64_t first, int64_t end, int64_t k,
+                           WordKind kind) {
+    REAL *to = buffer;
+    for (int64_t s = first; s < end; s++, to += LEFT_STRIP) {
+        int64_t row = strip_row(strips, s), rows = strip_row(strips, s + 1) - row;
+        for (int64_t i = 0; i < rows; i++) left_copy_row(to + i * LEFT_STRIDE, element_at(a, row + i, 0), k, kind);
+    }
+    return (Left){buffer, LEFT_STRIDE, 1, true};
+}
+
+/* Strips [first, end) of a. */
+static Left left_get(REAL *buffer, Operand a, Strips strips, int64_t first, int64_t end, int64_t k, bool paired) {
     MUST(a.row == 1 || a.column == 1);
-    switch (word_kind(a, paired)) {
-    case WORD_REAL:
-        if (a.column != 1) return left_copy_across(buffer, a, rows, k);
-        return (Left){a.data, a.row, a.column};
-    case WORD_WIDE:
-        if (a.column != 1) return left_convert_across(buffer, a, rows, k, readable, WORD_WIDE);
-        return left_widen_rows(buffer, a, rows, k);
+    const WordKind kind = word_kind(a, paired);
+    if (a.column == 1) {
+        bool pairs_in_place = kind == WORD_PAIR && k % 2 == 0 && a.row % 2 == 0;
+        if (kind == WORD_REAL) return (Left){a.data, a.row, 1, false};
+        if (pairs_in_place) return (Left){a.data, a.row / 2, 1, false};
+        return left_copy_rows(buffer, a, strips, first, end, k, kind);
+    }
+    switch (kind) { /* for each kind a copy of the code */
+    case WORD_REAL: return left_copy_across(buffer, a, strips, first, end, k, WORD_REAL);
+    case WORD_WIDE: return left_copy_across(buffer, a, strips, first, end, k, WORD_WIDE);
     case WORD_PAIR: break;
     }
-    if (a.column != 1) return left_convert_across(buffer, a, rows, k, readable, WORD_PAIR);
-    return left_pair_rows(buffer, a, rows, k);
+    return left_copy_across(buffer, a, strips, first, end, k, WORD_PAIR);
 }
 
 /* ---- Bringing sums home ----------------------------------------------------------------------- */
@@ -429,7 +451,7 @@ static Right right_get(REAL *buffer, const Product *p) {
     return (Right){buffer, TILE_COLUMNS * word_count(p->k, paired), TILE_COLUMNS};
 }
 
-/* Asks the memory for rows [first, end): the next strip's, while the kernel is busy with this one's. */
+/* Asks the memory for rows [first, end). */
 static void rows_ask(Operand o, int64_t first, int64_t end, int64_t width) {
     const int64_t line = 64 / real_bytes(o.type);
     for (int64_t i = first; i < end; i++) {
@@ -447,70 +469,104 @@ typedef struct {
     Product next; /* the block after this one, or nothing */
 } Phase;
 
-/* What the kernel asks for during tile number `tile` of a block, for the next block: columns, two cache lines wide, of
- * b and of a, where these lie across k; of pairs one line of two rows. After the last of them only what is near. */
-static Ahead ahead_across(Operand o, int64_t tile, bool paired) {
-    int64_t row = real_bytes(o.type) * o.row;
-    const char *data = element_at(o, 0, 0);
-    return paired ? (Ahead){data + 64 * tile, row, 2 * row} : (Ahead){data + 128 * tile, 64, row};
+/* What the kernel asks for while it makes the tiles of a group of strips: of what lies across k, columns two cache
+ * lines wide, of pairs one line of two rows. First those of a for the next group, then, going on through the groups,
+ * those of b for the next block; then only what is near. */
+typedef struct {
+    Operand a, b; /* begin with the first column that nobody has asked for */
+    int64_t a_columns, b_columns;
+    bool paired;
+    const void *near;
+} Asking;
+
+/* Columns of o as wide as one tile asks for; none where o lies along k. */
+static int64_t asked_columns(Operand o, int64_t width, bool paired) {
+    return o.column == 1 ? ceil_div(width * real_bytes(o.type), paired ? 64 : 128) : 0;
 }
 
-static Ahead ahead_of(const Product *next, int64_t tile, const void *near) {
-    const bool paired = is_paired(next);
-    const Operand b = next->b, a = operand_transposed(next->a);
-    int64_t bytes = paired ? 64 : 128;
-    int64_t b_columns = b.column == 1 ? ceil_div(next->n * real_bytes(b.type), bytes) : 0;
-    if (tile < b_columns) return ahead_across(b, tile, paired);
-    tile -= b_columns;
-    int64_t a_columns = a.column == 1 ? ceil_div(next->m * real_bytes(a.type), bytes) : 0;
-    if (tile < a_columns) return ahead_across(a, tile, paired);
-    return (Ahead){near, 0, 0};
+static Ahead column_ask(Operand *o, bool paired) {
+    int64_t row = real_bytes(o->type) * o->row;
+    const char *data = o->data;
+    o->data = data + (paired ? 64 : 128);
+    return paired ? (Ahead){data, row, 2 * row} : (Ahead){data, 64, row};
 }
 
-/* Rows [row, row + rows) of a block, to `c`, which are rows of REALs. */
-static void strip_run(const Product *p, Right right, int64_t row, int64_t rows, REAL *c, int64_t c_row, bool add,
-                      const Phase *phase) {
-    Operand a = {element_at(p->a, row, 0), p->a.type, p->a.row, p->a.column};
+static Ahead ask(Asking *q) {
+    if (q->a_columns > 0) {
+        q->a_columns--;
+        return column_ask(&q->a, q->paired);
+    }
+    if (q->b_columns > 0) {
+        q->b_columns--;
+        return column_ask(&q->b, q->paired);
+    }
+    return (Ahead){q->near, 0, 0};
+}
+
+/* Before a group of strips that ends at `end`: what the next group copies of a, here or in the next block. */
+static void asking_group(Asking *q, const Product *p, const Product *next, Strips strips, int64_t end) {
+    const Product *of = end < strips.count ? p : next;
+    int64_t row = of == p ? strip_row(strips, end) : 0, rows = min64(of->m - row, LEFT_STRIPS * TILE_ROWS);
+    q->a_columns = asked_columns(operand_transposed(of->a), rows, q->paired);
+    if (q->a_columns == 0) return;
+    q->a = operand_transposed(of->a);
+    q->a.data = element_at(q->a, 0, row);
+}
+
+/* Strip `strip` of a block, which is strip `place` of its group, to `c`, which are rows of REALs. */
+static void strip_run(const Product *p, Right right, Left left, Strips strips, int64_t strip, int64_t place, REAL *c,
+                      int64_t c_row, bool add, Asking *asking) {
     const bool paired = is_paired(p);
-    Left left = left_get(phase->left, a, rows, p->k, p->m - row, paired);
+    const int64_t row = strip_row(strips, strip), rows = strip_row(strips, strip + 1) - row;
+    const int64_t offset = left.copied ? place * LEFT_STRIP : row * left.row;
     Tile t = {.depth = word_count(p->k, paired),
               .paired = paired,
-              .left = left.data,
+              .left = (const LooseWord *)left.data + offset,
               .left_row = left.row,
               .left_step = left.step,
               .right_step = right.step,
               .c_row = c_row,
               .add = add};
-    int64_t panels = ceil_div(p->n, TILE_COLUMNS), tile = row / TILE_ROWS * panels;
-    int64_t ask = rows, ask_end = a.column == 1 ? min64(rows + TILE_ROWS, p->m - row) : 0;
-    int64_t ask_share = ceil_div(TILE_ROWS, panels);
-    for (int64_t j = 0; j < p->n; j += TILE_COLUMNS, ask += ask_share) {
-        rows_ask(a, ask, min64(ask + ask_share, ask_end), p->k);
+    /* Of what lies along k, the rows of the strip that will stand where this one stands. */
+    int64_t panels = ceil_div(p->n, TILE_COLUMNS), next = strip + (left.copied ? LEFT_STRIPS : 1);
+    int64_t ask_row = p->a.column == 1 && next < strips.count ? strip_row(strips, next) : p->m;
+    int64_t ask_end = min64(ask_row + TILE_ROWS, p->m), ask_share = ceil_div(TILE_ROWS, panels);
+    for (int64_t j = 0; j < p->n; j += TILE_COLUMNS, ask_row += ask_share) {
+        rows_ask(p->a, ask_row, min64(ask_row + ask_share, ask_end), p->k);
         t.right = right.data + j / TILE_COLUMNS * right.panel;
         t.c = c + j;
-        t.ahead = ahead_of(&phase->next, tile++, right.data);
+        t.ahead = ask(asking);
         tile_run(t, rows, min64(TILE_COLUMNS, p->n - j));
     }
 }
 
 static void block_run(const Product *p, Right right, const Phase *phase) {
-    bool direct = is_direct(p->c), keep = !(phase->first && phase->last);
-    int64_t strips = ceil_div(p->m, TILE_ROWS);
-    for (int64_t s = 0, row = 0; s < strips; s++) {
-        int64_t rows = p->m / strips + (s < p->m % strips); /* strips of equal height */
+    const bool direct = is_direct(p->c), keep = !(phase->first && phase->last), paired = is_paired(p);
+    const Strips strips = strips_of(p->m);
+    Asking asking = {.b = phase->next.b,
+                     .b_columns = asked_columns(phase->next.b, phase->next.n, paired),
+                     .paired = paired,
+                     .near = right.data};
+    Left left = {0};
+    for (int64_t s = 0; s < strips.count; s++) {
+        int64_t place = s % LEFT_STRIPS, row = strip_row(strips, s), rows = strip_row(strips, s + 1) - row;
+        if (place == 0) {
+            int64_t end = min64(s + LEFT_STRIPS, strips.count);
+            left = left_get(phase->left, p->a, strips, s, end, p->k, paired);
+            asking_group(&asking, p, &phase->next, strips, end);
+        }
         if (direct) {
             REAL *c = result_at(p->c, row, 0);
-            strip_run(p, right, row, rows, c, p->c.row, p->c.add || !phase->first, phase);
-        } else {
-            REAL *sums = phase->sums + (keep ? row * phase->sums_row : 0);
-            strip_run(p, right, row, rows, sums, phase->sums_row, !phase->first, phase);
-            if (phase->last) {
-                Result home = p->c;
-                home.data = result_at(p->c, row, 0);
-                sums_home(home, sums, phase->sums_row, rows, p->n);
-            }
+            strip_run(p, right, left, strips, s, place, c, p->c.row, p->c.add || !phase->first, &asking);
+            continue;
         }
-        row += rows;
+        REAL *sums = phase->sums + (keep ? row * phase->sums_row : 0);
+        strip_run(p, right, left, strips, s, place, sums, phase->sums_row, !phase->first, &asking);
+        if (phase->last) {
+            Result home = p->c;
+            home.data = result_at(p->c, row, 0);
+            sums_home(home, sums, phase->sums_row, rows, p->n);
+        }
     }
 }
 
@@ -522,23 +578,24 @@ static int64_t block_depth(const Product *p) {
 /* The block at (i, j, k), as large as blocks are; empty beyond the end. */
 static Product block_at(const Product *p, int64_t i, int64_t j, int64_t k, int64_t height) {
     if (j >= p->n) return (Product){0};
-    int64_t rows = min64(height, p->m - i), columns = min64(GEMM_COLUMNS, p->n - j);
+    int64_t rows = min64(height, p->m - i), columns = min64(block_columns(p->k), p->n - j);
     return product_part(p, i, j, k, rows, columns, min64(block_depth(p), p->k - k));
 }
 
 void KERNEL(gemm)(const Product *p, REAL *scratch) {
     REAL *right = scratch, *sums = right + GEMM_DEPTH * GEMM_COLUMNS;
     REAL *left = sums + (GEMM_ROWS + TILE_ROWS) * GEMM_COLUMNS;
+    const int64_t columns = block_columns(p->k);
     int64_t height = is_direct(p->c) || p->k <= block_depth(p) ? p->m : GEMM_ROWS;
-    for (int64_t j = 0; j < p->n; j += GEMM_COLUMNS) {
+    for (int64_t j = 0; j < p->n; j += columns) {
         for (int64_t i = 0; i < p->m; i += height) {
             int64_t k = 0;
             do { /* once for k = 0, too: the sum of nothing is 0 */
                 Product block = block_at(p, i, j, k, height);
                 Phase phase = {
-                    .first = k == 0, .last = k + block.k == p->k, .sums = sums, .left = left, .sums_row = GEMM_COLUMNS};
+                    .first = k == 0, .last = k + block.k == p->k, .sums = sums, .left = left, .sums_row = columns};
                 k += block.k;
-                phase.next = phase.last ? block_at(p, i, j + GEMM_COLUMNS, 0, height) : block_at(p, i, j, k, height);
+                phase.next = phase.last ? block_at(p, i, j + columns, 0, height) : block_at(p, i, j, k, height);
                 block_run(&block, right_get(right, &block), &phase);
             } while (k < p->k);
         }

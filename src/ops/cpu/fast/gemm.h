@@ -46,11 +46,14 @@ enum { TILE_ROWS = 6 };
 enum {
     TILE_VECTORS = 2,
     TILE_COLUMNS = TILE_VECTORS * LANES,
-    GEMM_DEPTH = 256, /* words of a block: a panel and a tile's rows of a fit the first cache together */
-    GEMM_COLUMNS = 16384 / REAL_BITS, /* of a block: packed, it fits the second cache */
-    GEMM_ROWS = 384,                  /* of c, when sums wait in scratch for the next block of k */
-    GEMM_LEFT = TILE_ROWS * (GEMM_DEPTH + LANES),
-    GEMM_SCRATCH = (GEMM_DEPTH + GEMM_ROWS + TILE_ROWS) * GEMM_COLUMNS + GEMM_LEFT, /* REALs */
+    GEMM_DEPTH = 256,                /* words of a block: a panel and a tile's rows of a fit the first cache together */
+    GEMM_COLUMNS = 8192 / REAL_BITS, /* of a block so deep: packed, it is half of a small second cache */
+    GEMM_COLUMNS_MOST = 16 * GEMM_COLUMNS, /* of one that is less deep */
+    GEMM_ROWS = 384,                       /* of c, when sums wait in scratch for the next block of k */
+    LEFT_STRIDE = GEMM_DEPTH + LANES,      /* not a power of two: rows would fall on each other in the first cache */
+    LEFT_STRIP = TILE_ROWS * LEFT_STRIDE,
+    LEFT_STRIPS = 48 / TILE_ROWS, /* of a, copied at a time: whole cache lines */
+    GEMM_SCRATCH = (GEMM_DEPTH + GEMM_ROWS + TILE_ROWS) * GEMM_COLUMNS + LEFT_STRIPS * LEFT_STRIP, /* REALs */
 };
 
 static inline Operand operand_transposed(Operand o) {
@@ -67,6 +70,11 @@ static inline const void *element_at(Operand o, int64_t i, int64_t j) {
 
 static inline void *result_at(Result c, int64_t i, int64_t j) {
     return (char *)c.data + (i * c.row + j * c.column) * real_bytes(c.type);
+}
+
+/* Of a block of b: where k is short it is the wider, so that rows of c are written in long runs. */
+static inline int64_t block_columns(int64_t k) {
+    return k >= GEMM_DEPTH ? GEMM_COLUMNS : min64(GEMM_COLUMNS_MOST, GEMM_COLUMNS * (GEMM_DEPTH / max64(k, 1)));
 }
 
 /* Rows [i, i + rows) and columns [j, j + columns) of c, summed over [k, k + depth). */

@@ -64,10 +64,10 @@ static Product backward_dw(const LinearArgs *args, Slice s) {
 /* ---- Tiles ------------------------------------------------------------------------------------ */
 
 enum {
-    TILES_PER_THREAD = 4, /* so that threads end together */
+    TILES_PER_THREAD = 4, /* so that threads end together, where that costs little packing */
     ROWS_MOST = 2048,
-    ROWS_LEAST = 128,
-    COLUMNS_LEAST = 128, /* less would spend its time packing */
+    SIDE_GOOD = 256,  /* a tile of such sides packs a tenth as long as it multiplies */
+    SIDE_LEAST = 128, /* less would spend its time packing */
 };
 
 typedef struct {
@@ -87,9 +87,13 @@ static Product expert_product(const Job *job, int64_t expert, int64_t first) {
     return KERNEL(gemm_turn)(job->direction(job->args, s));
 }
 
+static int64_t tile_columns(const Job *job, const Product *p) {
+    return min64(job->columns, block_columns(p->k));
+}
+
 static int64_t product_tiles(const Job *job, const Product *p) {
     if (p->k == 0 && p->c.add) return 0;
-    return ceil_div(p->m, job->rows) * ceil_div(p->n, job->columns);
+    return ceil_div(p->m, job->rows) * ceil_div(p->n, tile_columns(job, p));
 }
 
 static int64_t job_tiles(const Job *job) {
@@ -101,19 +105,22 @@ static int64_t job_tiles(const Job *job) {
     return tiles;
 }
 
+/* Halves the longer side, down to `least`; false when both are there. */
+static bool job_cut(Job *job, int64_t least) {
+    int64_t *side = job->rows > job->columns ? &job->rows : &job->columns;
+    if (*side <= least) return false;
+    *side /= 2;
+    return true;
+}
+
+/* Each tile packs its operands again: as many tiles as threads in any case, more of them only while they are large. */
 static void job_split(Job *job) {
-    int threads = pool_threads(job->pool);
+    const int threads = pool_threads(job->pool);
     job->rows = threads == 1 ? INT32_MAX : ROWS_MOST;
-    job->columns = threads == 1 ? INT32_MAX : GEMM_COLUMNS;
-    while (threads > 1 && job_tiles(job) < TILES_PER_THREAD * threads) {
-        if (job->rows > ROWS_LEAST) {
-            job->rows /= 2;
-        } else if (job->columns > COLUMNS_LEAST) {
-            job->columns /= 2;
-        } else {
-            return;
-        }
-    }
+    job->columns = GEMM_COLUMNS_MOST;
+    if (threads == 1) return;
+    while (job_tiles(job) < TILES_PER_THREAD * threads && job_cut(job, SIDE_GOOD)) {}
+    while (job_tiles(job) < threads && job_cut(job, SIDE_LEAST)) {}
 }
 
 static void tile_task(void *context, int64_t index, int worker) {
@@ -124,9 +131,9 @@ static void tile_task(void *context, int64_t index, int worker) {
         index -= tiles;
         first += expert_rows(job, expert++);
     }
-    int64_t across = ceil_div(p.n, job->columns);
-    int64_t i = index / across * job->rows, j = index % across * job->columns;
-    Product tile = product_part(&p, i, j, 0, min64(job->rows, p.m - i), min64(job->columns, p.n - j), p.k);
+    int64_t columns = tile_columns(job, &p), across = ceil_div(p.n, columns);
+    int64_t i = index / across * job->rows, j = index % across * columns;
+    Product tile = product_part(&p, i, j, 0, min64(job->rows, p.m - i), min64(columns, p.n - j), p.k);
     KERNEL(gemm)(&tile, pool_scratch(job->pool, worker, GEMM_SCRATCH * (int64_t)sizeof(REAL)));
 }
 
