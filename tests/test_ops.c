@@ -954,6 +954,44 @@ static void rows_that_see_nothing_and_keys_that_nobody_sees_are_zero(void **stat
     }
 }
 
+/* dv of one query is dout times its weights. Those below the normal numbers may be 0. */
+static void weights_of_any_size_are_those_of_the_definition(void **state) {
+    (void)state;
+    static const char *const names[] = {"cpu:plain", "cpu", "cpu:avx2", "cpu:portable"};
+    static const Type types[] = {FP32, FP64};
+    enum { SCORES = 12 };
+    for (size_t i = 0; i < COUNT(names) * COUNT(types); i++) {
+        Device *there = test_device(names[i / 2], 1);
+        if (there == NULL) continue;
+        device_close(there);
+        Type type = types[i % 2];
+        Bench b = bench_open(names[i / 2]);
+        Tensor one = numbers(&b, type, NUMBERS(1), DIM(1, 1, 1)), out = normal(&b, type, DIM(1, 1, 1));
+        Tensor k = numbers(&b, type, NUMBERS(-3, 0, -1e30, -1, -20.5, -86, -87.6, -88.3, -95, -706, -710, -1e4),
+                           DIM(SCORES, 1, 1));
+        Tensor v = normal(&b, type, DIM(SCORES, 1, 1)), dk = normal(&b, type, DIM(SCORES, 1, 1));
+        Tensor dv = normal(&b, type, DIM(SCORES, 1, 1)), dq = normal(&b, type, DIM(1, 1, 1));
+        Tensor lse = normal(&b, type, DIM(1, 1)), delta = normal(&b, type, DIM(1, 1));
+        Tensor first = memory_tensor(&b.memory, INT32, DIM(1)), last = memory_tensor(&b.memory, INT32, DIM(1));
+        fill_value(first, 0);
+        fill_value(last, SCORES);
+        AttentionShape shape = {.scale = 1};
+        attention(b.stream, out, lse, one, k, v, first, last, shape);
+        attention_delta(b.stream, delta, one, out);
+        attention_backward(b.stream, dq, dk, dv, delta, one, lse, one, k, v, first, last, shape);
+        stream_finish(b.stream);
+        for (int64_t j = 0; j < SCORES; j++) {
+            double expected = exp(tensor_get(k, j) - tensor_get(lse, 0)), got = tensor_get(dv, j);
+            double least = type == FP32 ? 0x1p-126 : 0x1p-1022;
+            if (!(fabs(got - expected) <= 1e-5 * expected + least))
+                fail_msg("%s, %s: score %g weighs %g, not %g", names[i / 2], type_name(type), tensor_get(k, j), got,
+                         expected);
+            if (tensor_get(k, j) < -1000) assert_true(got == 0);
+        }
+        bench_close(&b);
+    }
+}
+
 static void a_row_that_is_not_a_number_stays_so_when_merged(void **state) {
     (void)state;
     static const char *const names[] = {"cpu:plain", "cpu"};
@@ -1193,6 +1231,7 @@ int main(void) {
         cmocka_unit_test(attention_ignores_what_a_token_may_not_see),
         cmocka_unit_test(keys_in_blocks_give_what_they_give_in_one),
         cmocka_unit_test(rows_that_see_nothing_and_keys_that_nobody_sees_are_zero),
+        cmocka_unit_test(weights_of_any_size_are_those_of_the_definition),
         cmocka_unit_test(a_row_that_is_not_a_number_stays_so_when_merged),
         cmocka_unit_test(a_bf16_weight_and_its_low_halves_step_like_the_fp32_master),
         cmocka_unit_test(empty_tensors_may_share_an_address),

@@ -1,7 +1,7 @@
 /* Attention and its gradient, as small products.
  *
  * One block of rows is held: its rows lie along the lanes of vectors, in strips [d][STRIP]. The rows that it meets
- * pass by in their own order, read where they are, each element broadcast to all lanes:
+ * pass by in their own order, copied next to one another, each element broadcast to all lanes:
  *
  *     meet:    S[row][lane]  = sum_c passing[row][c] held[c][lane]
  *     gather:  sum[c][lane] += sum_row passing[row][c] W[row][lane]
@@ -13,7 +13,7 @@
  *     dq             queries, dout  keys         S = k q, dP = v dout           dq += k dS
  *     fused          keys, values   queries      S = q k, dP = dout v           dv, dk; spreads dq += dS k
  *
- * with P = exp(scale S - lse) and dS = scale P (dP - delta). No sum ever crosses lanes, nothing is packed but the
+ * with P = exp(scale S - lse) and dS = scale P (dP - delta). No sum ever crosses lanes, nothing is turned but the
  * held block, and scores exist for one strip and CHUNK passing rows at a time. In the forward lse is not known
  * yet: each lane keeps the largest score so far and rescales what it has gathered when that grows (online
  * softmax).
@@ -27,9 +27,10 @@
 #include "ops/cpu/fast/fast.h"
 
 enum {
-    BLOCK = 96,  /* held rows of a task */
-    CHUNK = 64,  /* passing rows at a time */
-    VECTORS = 3, /* of a strip */
+    BLOCK = 192,      /* held rows of a task, at most: for each block the passing rows are fetched anew */
+    HELD = 128 * 192, /* elements of a block, at most, or one strip: its four arrays are to fit the second cache */
+    CHUNK = 64,       /* passing rows at a time */
+    VECTORS = 3,      /* of a strip */
     STRIP = VECTORS * LANES,
     STRIPS = BLOCK / STRIP,
     SPREAD = 2,                        /* vectors of a spread tile */
@@ -37,9 +38,39 @@ enum {
 };
 _Static_assert(BLOCK % STRIP == 0, "a block is whole strips");
 
+/* ---- P ---------------------------------------------------------------------------------------- */
+
+/* e^x where x is a score less the highest, or less lse, and so hardly above 0: two thirds of the instructions of
+ * vector_exp, in its ways. The polynomial is the one with e^0 = 1 whose largest relative error is least (fp32: 9.1e-8,
+ * fp64: 3.4e-18); the low bits of `rounded` are n with the bias of an exponent, which moved up are 2^n; what is below
+ * the normal numbers becomes 0, as the n of PROBABILITY_LOWEST gives an exponent of 0. Errors up to 2 ulp and, as ln 2
+ * is one number here, |x| / 2 ulp more. Wrong above 88 (fp32), and nothing looks. NaN stays NaN. */
+#define PROBABILITY_ROUND (EXP_ROUND + 1) /* the power is 2^n, not 2^(n - 1) */
+/* clang-format off */
+#if REAL_BITS == 32
+#define PROBABILITY_LOWEST -88.0f
+static const REAL probability_series[] = {1, 0.999999707f, 0.499991495f, 0.166676362f, 0.0418979293f, 0.00829031468f};
+#else
+#define PROBABILITY_LOWEST -709.0
+static const REAL probability_series[] = {
+    1, 1.0000000000000000236, 0.50000000000000124938, 0.16666666666666217233, 0.041666666666517828502,
+    0.0083333333335496903688, 0.0013888888946352700465, 0.00019841269438798567039, 2.4801490636507374664e-5,
+    2.7557626696420733158e-6, 2.7631034033867725763e-7, 2.4991432855308127752e-8};
+#endif
+/* clang-format on */
+
+static inline Vector vector_probability(Vector x) {
+    x = vector_max(vector_all(PROBABILITY_LOWEST), x);
+    Vector rounded = x * EXP_LOG2E + PROBABILITY_ROUND;
+    Vector r = x - (rounded - PROBABILITY_ROUND) * (EXP_LN2_HIGH + EXP_LN2_LOW);
+    Vector series = vector_all(probability_series[COUNT(probability_series) - 1]);
+    UNROLLED for (int i = COUNT(probability_series) - 2; i >= 0; i--) series = series * r + probability_series[i];
+    return series * (Vector)((Words)rounded << EXP_FRACTION);
+}
+
 /* ---- The two products ------------------------------------------------------------------------- */
 
-/* Rows of one head of a [T, heads, d], as REALs: element c of the i-th is at[i * stride + c]. */
+/* Rows as REALs: element c of the i-th is at[i * stride + c]. */
 typedef struct {
     const REAL *at;
     int64_t stride;
@@ -214,9 +245,14 @@ typedef struct {
     Sight see[STRIPS];
 } Block;
 
+/* Rows of a whole block. */
+static int64_t block_rows(const AttentionArgs *a) {
+    return max64(min64(BLOCK, HELD / a->q.dim[2]) / STRIP, 1) * STRIP;
+}
+
 static Block block_of(const AttentionArgs *a, bool of_queries, int64_t block) {
-    int64_t rows = of_queries ? a->q.dim[0] : a->k.dim[0];
-    Block b = {.at = block * BLOCK, .count = min64(BLOCK, rows - block * BLOCK), .begin = INT32_MAX};
+    int64_t rows = of_queries ? a->q.dim[0] : a->k.dim[0], most = block_rows(a);
+    Block b = {.at = block * most, .count = min64(most, rows - block * most), .begin = INT32_MAX};
     b.strips = ceil_div(b.count, STRIP);
     for (int64_t i = 0; i < b.strips; i++) {
         b.see[i] = sight_of(a, of_queries, b.at + i * STRIP, min64(STRIP, b.count - i * STRIP));
@@ -267,8 +303,8 @@ static Job job_of(const AttentionArgs *a, Stream *s) {
     Job job = {.a = a, .pool = stream_pool(s)};
     MUST(job.pool != NULL);
     check_intervals(a);
-    job.query_blocks = ceil_div(a->q.dim[0], BLOCK);
-    job.key_blocks = ceil_div(a->k.dim[0], BLOCK);
+    job.query_blocks = ceil_div(a->q.dim[0], block_rows(a));
+    job.key_blocks = ceil_div(a->k.dim[0], block_rows(a));
     return job;
 }
 
@@ -280,13 +316,13 @@ static int64_t dq_count(const AttentionArgs *a) {
 /* REALs that a task needs for all but dq. */
 static int64_t scratch_count(const Job *job) {
     Tensor q = job->a->q;
-    int64_t chunk = q.type == REAL_TYPE ? 0 : CHUNK * q.dim[2], keys = BLOCK * whole_vectors(job->a);
-    return 4 * q.dim[2] * BLOCK + 2 * CHUNK * STRIP + 2 * chunk + keys;
+    int64_t block = block_rows(job->a), chunk = CHUNK * q.dim[2], keys = block * whole_vectors(job->a);
+    return 4 * q.dim[2] * block + 2 * CHUNK * STRIP + 2 * chunk + keys;
 }
 
 static Scratch scratch_of(const Job *job, int worker) {
     Tensor q = job->a->q;
-    int64_t block = q.dim[2] * BLOCK, scores = CHUNK * STRIP, chunk = q.type == REAL_TYPE ? 0 : CHUNK * q.dim[2];
+    int64_t block = q.dim[2] * block_rows(job->a), scores = CHUNK * STRIP, chunk = CHUNK * q.dim[2];
     int64_t count = scratch_count(job) + (job->fused ? dq_count(job->a) : 0);
     REAL *p = pool_scratch(job->pool, worker, count * (int64_t)sizeof(REAL));
     REAL *scored = p + 4 * block, *rows = scored + 2 * scores;
@@ -301,12 +337,16 @@ static Scratch scratch_of(const Job *job, int worker) {
     };
 }
 
-/* Rows first .. first + count - 1 of one head: in place, or widened into the buffer. */
+/* Rows first .. first + count - 1 of one head, widened into the buffer: where they are, other heads between them, they
+ * would share few sets of the first cache. */
 static Rows pass(Tensor x, int64_t head, int64_t first, int64_t count, REAL *buffer) {
     int64_t heads = x.dim[1], d = x.dim[2], at = (first * heads + head) * d;
-    if (x.type == REAL_TYPE) return (Rows){(const REAL *)x.data + at, heads * d};
-    const uint16_t *row = (const uint16_t *)x.data + at;
-    for (int64_t i = 0; i < count; i++) values_widen(buffer + i * d, row + i * heads * d, d);
+    for (int64_t i = 0; i < count; i++, at += heads * d) {
+        if (x.type == REAL_TYPE)
+            memcpy(buffer + i * d, (const REAL *)x.data + at, (size_t)d * sizeof(REAL));
+        else
+            values_widen(buffer + i * d, (const uint16_t *)x.data + at, d);
+    }
     return (Rows){buffer, d};
 }
 
@@ -329,7 +369,7 @@ static void turn(REAL *to, int64_t to_stride, Rows from, int64_t rows, int64_t c
 /* Rows first .. first + count - 1 of one head, along the lanes; the lanes beyond are 0. */
 static void hold(REAL *held, Tensor x, int64_t head, int64_t first, int64_t count, REAL *buffer) {
     int64_t d = x.dim[2];
-    if (count < BLOCK) memset(held, 0, (size_t)(d * BLOCK) * sizeof(REAL));
+    if (count % STRIP != 0) memset(held, 0, (size_t)(d * ceil_div(count, STRIP) * STRIP) * sizeof(REAL));
     for (int64_t i = 0; i < count; i += LANES) {
         int64_t rows = min64(LANES, count - i);
         turn(held + i / STRIP * d * STRIP + i % STRIP, STRIP, pass(x, head, first + i, rows, buffer), rows, d);
@@ -363,43 +403,45 @@ static Part part_seen(const Sight *see, int64_t row) {
 
 /* ---- Forward ---------------------------------------------------------------------------------- */
 
-/* Of each lane of a strip: the largest score so far (not scaled), and the sum of exp(scale (score - largest)). */
+/* Of each lane of a strip: the highest scaled score so far, as rounded, and the sum of e^(scaled score - highest). */
 typedef struct {
-    Vector largest[VECTORS], total[VECTORS];
+    Vector highest[VECTORS], total[VECTORS];
 } Softmax;
 
-static Vector zero_where_infinite(Vector x) {
-    return (Vector)((Indices)x & (x != -(REAL)INFINITY));
-}
-
-/* Scores to P, relative to the largest so far; factor: what is gathered already must be multiplied with. */
+/* Scores to P, relative to the highest so far; factor: what is gathered already must be multiplied with. */
 static void soften(Softmax *m, Vector *factor, REAL *s, int64_t rows, REAL scale) {
-    for (int v = 0; v < VECTORS; v++) {
-        REAL *column = s + v * LANES;
-        Vector largest = m->largest[v];
-        for (int64_t r = 0; r < rows; r++) largest = vector_max(vector_load(column + r * STRIP), largest);
-        Vector base = scale * zero_where_infinite(largest); /* a lane that has seen nothing yet */
-        factor[v] = vector_exp(scale * m->largest[v] - base);
-        Vector total = m->total[v] * factor[v];
-        for (int64_t r = 0; r < rows; r++) {
-            Vector p = vector_exp(scale * vector_load(column + r * STRIP) - base);
-            vector_store(column + r * STRIP, p);
-            total += p;
-        }
-        m->largest[v] = largest;
-        m->total[v] = total;
+    Vector largest[VECTORS], base[VECTORS], total[VECTORS];
+    UNROLLED for (int v = 0; v < VECTORS; v++) largest[v] = vector_all(-(REAL)INFINITY);
+    for (int64_t r = 0; r < rows; r++) {
+        UNROLLED for (int v = 0; v < VECTORS; v++) largest[v] =
+            vector_max(vector_load(s + r * STRIP + v * LANES), largest[v]);
     }
+    UNROLLED for (int v = 0; v < VECTORS; v++) {
+        Vector highest = vector_max(scale * largest[v], m->highest[v]);
+        base[v] = (Vector)((Indices)highest & (highest != -(REAL)INFINITY)); /* 0 for a lane that has seen nothing */
+        factor[v] = vector_probability(m->highest[v] - base[v]);
+        total[v] = m->total[v] * factor[v];
+        m->highest[v] = highest;
+    }
+    for (int64_t r = 0; r < rows; r++, s += STRIP) {
+        UNROLLED for (int v = 0; v < VECTORS; v++) {
+            Vector p = vector_probability(scale * vector_load(s + v * LANES) - base[v]);
+            vector_store(s + v * LANES, p);
+            total[v] += p;
+        }
+    }
+    UNROLLED for (int v = 0; v < VECTORS; v++) m->total[v] = total[v];
 }
 
-/* out = sum / total, lse = log(total) + scale largest. A lane that sees nothing has total 0 and largest -infinity: its
+/* out = sum / total, lse = log(total) + highest. A lane that sees nothing has total 0 and highest -infinity: its
  * sum is 0 already. */
 static void finish(const AttentionArgs *a, REAL *sum, const Softmax *m, const Sight *see, int64_t head, int64_t at,
                    int64_t lanes) {
     int64_t queries = a->q.dim[0], d = a->q.dim[2];
-    REAL *lse = (REAL *)a->lse.data + head * queries + at, total[STRIP], largest[STRIP];
+    REAL *lse = (REAL *)a->lse.data + head * queries + at, total[STRIP], highest[STRIP];
     for (int v = 0; v < VECTORS; v++) {
         vector_store(total + v * LANES, m->total[v]);
-        vector_store(largest + v * LANES, m->largest[v]);
+        vector_store(highest + v * LANES, m->highest[v]);
         Indices sees = see->first[v] < see->last[v];
         Vector inverse = (Vector)((Indices)(1 / m->total[v]) & sees);
         for (int64_t c = 0; c < d; c++) {
@@ -407,7 +449,7 @@ static void finish(const AttentionArgs *a, REAL *sum, const Softmax *m, const Si
             vector_store(x, vector_load(x) * inverse);
         }
     }
-    for (int64_t i = 0; i < lanes; i++) lse[i] = (REAL)(log((double)total[i]) + a->shape.scale * (double)largest[i]);
+    for (int64_t i = 0; i < lanes; i++) lse[i] = (REAL)(log((double)total[i]) + (double)highest[i]);
 }
 
 /* Task: one block of queries of one head; the last blocks, which see most when causal, first. */
@@ -422,7 +464,7 @@ static void attend(void *context, int64_t index, int worker) {
     hold(w.held[0], a->q, head, b.at, b.count, w.passing[0]);
     memset(w.sum[0], 0, (size_t)(b.strips * strip) * sizeof(REAL));
     for (int64_t i = 0; i < b.strips * VECTORS; i++) {
-        softmax[i / VECTORS].largest[i % VECTORS] = vector_all(-(REAL)INFINITY);
+        softmax[i / VECTORS].highest[i % VECTORS] = vector_all(-(REAL)INFINITY);
         softmax[i / VECTORS].total[i % VECTORS] = vector_all(0);
     }
     for (int64_t row = b.begin; row < b.end; row += CHUNK) {
@@ -536,17 +578,16 @@ INLINE void differ(REAL *s, REAL *ds, int64_t rows, REAL scale, const REAL *lse,
     for (int64_t r = 0; r < rows; r++, s += STRIP, ds += STRIP) {
         UNROLLED for (int v = 0; v < VECTORS; v++) {
             Vector l = by_lane ? lane_lse[v] : vector_all(lse[r]), m = by_lane ? lane_delta[v] : vector_all(delta[r]);
-            Vector p = vector_exp(scale * vector_load(s + v * LANES) - l);
+            Vector p = vector_probability(scale * vector_load(s + v * LANES) - l);
             vector_store(s + v * LANES, p);
             vector_store(ds + v * LANES, scale * p * (vector_load(ds + v * LANES) - m));
         }
     }
 }
 
-/* Rows first .. first + count - 1 of one head as rows of whole vectors, ended with zeros; the rows beyond are 0. */
+/* Rows first .. first + count - 1 of one head as rows of whole vectors, ended with zeros. */
 static Rows hold_rows(REAL *rows, int64_t stride, Tensor x, int64_t head, int64_t first, int64_t count) {
     int64_t heads = x.dim[1], d = x.dim[2];
-    memset(rows, 0, (size_t)(BLOCK * stride) * sizeof(REAL));
     for (int64_t i = 0; i < count; i++) {
         int64_t at = ((first + i) * heads + head) * d;
         for (int64_t c = 0; c < d; c += LANES) vector_store(rows + i * stride + c, vector_get(x, at + c, d - c));
