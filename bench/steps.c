@@ -2,8 +2,8 @@
  *
  *   bench_steps [TEXT] [example|many|half|tokens]...      data/bible.txt and the three models unless said
  *
- * example, many, half: in fp32 and bf16, on one rank with all processors and on two that share them; the same shapes and
- * batches as the PyTorch measurements in docs/performance.md. Possible is what the step's own charge would take at the
+ * example, many, half: in fp32 and bf16, on one rank with all processors and on two that share them (half: when it is
+ * asked for by name); the same shapes and batches as the PyTorch measurements in docs/performance.md. Possible is what the step's own charge would take at the
  * rates that this program measures first: of each op its FLOPs at the rate of multiply-adds between registers (bf16:
  * of dot products, where the kernels have them) or its bytes at the rate of copying large arrays, whichever takes
  * longer. Below a step stands where the time of its last counted step went on rank 0, by op: "of possible" is again
@@ -30,6 +30,7 @@ typedef struct {
     const char *name, *model;
     int64_t sequences, length;
     int steps; /* counted, after one that is not */
+    int ranks; /* at most so many, unless the model is asked for by name */
 } Case;
 
 #define MODEL(layers, width, heads, experts, inner, top, vocabulary)                                                   \
@@ -39,17 +40,17 @@ typedef struct {
     ", \"tie_word_embeddings\": false}"
 
 static const Case models[] = {
-    {"example", MODEL(6, 256, 4, 8, 256, 2, 256), 16, 512, 3},
-    {"many", MODEL(4, 256, 4, 128, 128, 4, 256), 4, 1024, 4},
-    {"half", MODEL(8, 512, 8, 64, 512, 4, 50304), 2, 1024, 2},
+    {"example", MODEL(6, 256, 4, 8, 256, 2, 256), 16, 512, 3, 2},
+    {"many", MODEL(4, 256, 4, 128, 128, 4, 256), 4, 1024, 4, 2},
+    {"half", MODEL(8, 512, 8, 64, 512, 4, 50304), 2, 1024, 1, 1},
 };
 
 #define LAYER MODEL(1, 128, 2, 8, 128, 2, 256)
 static const Case tokens[] = {
-    {"tokens", LAYER, 1, 1024, 5},  {"tokens", LAYER, 2, 1024, 5},  {"tokens", LAYER, 4, 1024, 5},
-    {"tokens", LAYER, 8, 1024, 3},  {"tokens", LAYER, 16, 1024, 3}, {"tokens", LAYER, 32, 1024, 3},
-    {"tokens", LAYER, 1, 2048, 5},  {"tokens", LAYER, 1, 4096, 3},  {"tokens", LAYER, 1, 8192, 3},
-    {"tokens", LAYER, 1, 16384, 1}, {"tokens", LAYER, 1, 32768, 1},
+    {"tokens", LAYER, 1, 1024, 5, 1},  {"tokens", LAYER, 2, 1024, 5, 1},  {"tokens", LAYER, 4, 1024, 5, 1},
+    {"tokens", LAYER, 8, 1024, 3, 1},  {"tokens", LAYER, 16, 1024, 3, 1}, {"tokens", LAYER, 32, 1024, 3, 1},
+    {"tokens", LAYER, 1, 2048, 5, 1},  {"tokens", LAYER, 1, 4096, 3, 1},  {"tokens", LAYER, 1, 8192, 3, 1},
+    {"tokens", LAYER, 1, 16384, 1, 1}, {"tokens", LAYER, 1, 32768, 1, 1},
 };
 
 /* What one case came to, on rank 0. */
@@ -235,8 +236,9 @@ static int bench_models(const char *text, int processors, int argc, char **argv)
     if (!measured) return error_print(&e);
     for (size_t i = 0; i < COUNT(models); i++) {
         if (argc > 2 && !named(models[i].name, argc, argv)) continue;
+        int most = argc > 2 ? 2 : models[i].ranks;
         for (size_t t = 0; t < COUNT(types); t++) {
-            for (int ranks = 1; ranks <= 2 && ranks <= processors; ranks++) {
+            for (int ranks = 1; ranks <= most && ranks <= processors; ranks++) {
                 int code = run_case(&models[i], text, types[t], ranks, processors, &possible);
                 if (code != EXIT_DONE) return code;
             }

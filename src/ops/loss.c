@@ -11,7 +11,7 @@ enum {
 
 void cross_entropy(Stream *s, Tensor loss, Tensor dlogits, Tensor logits, Tensor target, Tensor trained) {
     bool gradient = !tensor_none(dlogits);
-    MUST((logits.type == FP32 || logits.type == FP64) && logits.dims == 2);
+    MUST((logits.type == FP32 || logits.type == FP64) && logits.dims == 2 && logits.dim[1] <= MAX_VOCABULARY);
     MUST(tensor_is(loss, FP64, DIM(1)) && tensor_is(target, INT32, DIM(logits.dim[0])));
     MUST(!gradient || (type_real(dlogits.type) && type_sum(dlogits.type) == logits.type));
     MUST(none_or_is(dlogits, dlogits.type, DIM(logits.dim[0], logits.dim[1])));

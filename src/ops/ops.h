@@ -138,6 +138,7 @@ void sum_slots(Stream *s, Tensor y, Tensor base, Tensor rows, Tensor place, Slot
 
 /* ---- loss.c ----------------------------------------------------------------------------------- */
 
+enum { MAX_VOCABULARY = 1 << 20 }; /* a row of logits is in a thread's scratch */
 /* loss[1] (fp64) += sum over rows with target >= 0 of lse(logits) - logits[target];
  * dlogits = (softmax(logits) - onehot(target)) / trained[0] (0 where target < 0 or trained is 0). logits sum [n,V];
  * dlogits real, none in evaluation, may be logits itself when the types agree; target int32 [n], trained fp64 [1]. */

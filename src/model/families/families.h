@@ -29,7 +29,7 @@ bool family_size(const json_t *config, const char *key, int64_t limit, int64_t *
 /* Refuses a setting that mop does not compute; missing, null, false, 0 and {} pass. */
 bool family_without(const json_t *config, const char *key, const char *where, Error *e);
 
-enum { MAX_WIDTH = 1 << 20, MAX_HEADS = 1 << 14, MAX_VOCABULARY = 1 << 28, MAX_WINDOW = 1 << 30 };
+enum { MAX_WIDTH = 1 << 20, MAX_HEADS = 1 << 14, MAX_WINDOW = 1 << 30 };
 
 /* clang-format off */
 #define DECODER_NAMES \

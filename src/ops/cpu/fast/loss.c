@@ -81,6 +81,9 @@ static void write_zeros(Tensor dlogits, int64_t row) {
     memset((char *)dlogits.data + (size_t)row * bytes, 0, bytes);
 }
 
+_Static_assert(MAX_VOCABULARY * sizeof(REAL) <= POOL_SCRATCH_BYTES || REAL_BITS == 64,
+               "a row of logits has room; doubles never need it");
+
 /* In the row of dlogits, which may be that of the logits: a logit is read before it is written. */
 static Kept kept_of(const Job *job, int64_t row, int worker) {
     const Tensor dlogits = job->a->dlogits;
