@@ -40,8 +40,8 @@ typedef struct {
     ", \"tie_word_embeddings\": false}"
 
 static const Case models[] = {
-    {"example", MODEL(6, 256, 4, 8, 256, 2, 256), 16, 512, 3, 2},
-    {"many", MODEL(4, 256, 4, 128, 128, 4, 256), 4, 1024, 4, 2},
+    {"example", MODEL(6, 256, 4, 8, 256, 2, 256), 16, 512, 2, 2},
+    {"many", MODEL(4, 256, 4, 128, 128, 4, 256), 4, 1024, 3, 2},
     {"half", MODEL(8, 512, 8, 64, 512, 4, 50304), 2, 1024, 1, 1},
 };
 
