@@ -46,7 +46,9 @@ static void all_tokens_to_one_expert_equal_one_rank(void **state) {
     Outcome expected = trial_train("", alone, &trial);
     for (int i = 0; i < TRIAL_STEPS; i++) assert_true(expected.step[i].load == 7);
     outcome_free(&expected);
-    assert_all_agree("", &trial, 0, 3, 1e-12);
+    /* The embedding's column of 20 is the head's too: logits near 100 whose gradients cancel to 0 in that column, which
+     * leaves a rounding error of 1e-12 of the last norm's gradient (0.2e-12 where the head is apart). */
+    assert_all_agree("", &trial, 0, 3, 1e-11);
 }
 
 /* One sequence, or two: most sequence groups have none, and take part in everything. */
