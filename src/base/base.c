@@ -1,6 +1,8 @@
 /* The words every file uses, made true: each here is a few lines, and none knows of any other part of mop. */
 #define _POSIX_C_SOURCE 200809L
 #include "base/base.h"
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -137,4 +139,13 @@ double seconds_now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+bool reached_soon(const _Atomic uint64_t *count, uint64_t target) {
+    enum { TURNS = 20 };
+    for (int i = 0; i < TURNS; i++) {
+        if (atomic_load(count) >= target) return true;
+        sched_yield();
+    }
+    return atomic_load(count) >= target;
 }

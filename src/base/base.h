@@ -85,6 +85,10 @@ bool add_size(int64_t a, int64_t b, int64_t *out);
 
 double seconds_now(void); /* monotonic */
 
+/* Gives the processor away a few times while *count is below target: what is waited for is often only another thread's
+ * turn away, and to sleep and be woken takes longer than that. True when it came; else the caller sleeps. */
+bool reached_soon(const _Atomic uint64_t *count, uint64_t target);
+
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 #endif

@@ -1,6 +1,6 @@
 /* The thread wire: ranks that are threads of one process. Members of an axis meet twice: to show each other their
  * parcels, and, after each has copied what is for it, to part; in between nobody's memory may change. Waiting
- * sleeps, since ranks may outnumber cores.
+ * soon sleeps, since ranks may outnumber cores.
  *
  * An exchange happens for all its members or for none: who gives up while waiting takes his arrival back, and once
  * all have arrived nothing can keep them from copying and parting. So memory that was handed to an exchange is the
@@ -18,9 +18,9 @@
 typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t moved;
-    uint64_t arrived, departed; /* members, summed over all meetings so far */
-    double clock, latest;       /* of the meeting at hand; of the last one */
-    const Parcel **parcels;     /* [world], by member */
+    _Atomic uint64_t arrived, departed; /* members, summed over all meetings so far; change under the lock */
+    double clock, latest;               /* of the meeting at hand; of the last one */
+    const Parcel **parcels;             /* [world], by member */
 } Meeting;
 
 typedef struct {
@@ -87,15 +87,21 @@ static void hub_time_out(Hub *h, int rank, double timeout) {
     pthread_mutex_unlock(&h->lock);
 }
 
-/* With the meeting's lock: until all have arrived. */
+/* Until all have arrived; who gives up was never here. */
 static bool wait_for_all(End *end, Meeting *m, uint64_t target, Error *e) {
+    if (reached_soon(&m->arrived, target)) return true;
     struct timespec until = seconds_from_now(end->wire.timeout);
+    bool ok = true;
+    pthread_mutex_lock(&m->lock);
     while (m->arrived < target) {
-        if (hub_failed(end->hub, e)) return false;
+        ok = !hub_failed(end->hub, e);
+        if (!ok) break;
         bool late = pthread_cond_timedwait(&m->moved, &m->lock, &until) == ETIMEDOUT;
         if (late && m->arrived < target) hub_time_out(end->hub, end->wire.rank, end->wire.timeout);
     }
-    return true;
+    if (!ok) m->arrived--;
+    pthread_mutex_unlock(&m->lock);
+    return ok;
 }
 
 static void threads_poison(Wire *w, const Error *e);
@@ -107,23 +113,26 @@ static bool arrive(End *end, Meeting *m, const Axis *axis, const Parcel *parcels
     pthread_mutex_lock(&m->lock);
     m->parcels[axis->index] = parcels;
     if (clock > m->clock) m->clock = clock;
-    m->arrived++;
-    if (m->arrived == target) {
+    bool last = m->arrived + 1 == target;
+    if (last) {
         m->latest = m->clock;
         m->clock = 0;
-        pthread_cond_broadcast(&m->moved);
     }
-    bool ok = wait_for_all(end, m, target, e);
-    if (!ok) m->arrived--;
+    m->arrived++;
     pthread_mutex_unlock(&m->lock);
+    if (last) pthread_cond_broadcast(&m->moved); /* with the lock free, for who wakes takes it */
+    bool ok = last || wait_for_all(end, m, target, e);
     if (!ok) threads_poison(&end->wire, e);
     return ok;
 }
 
 static void depart(Meeting *m, uint64_t target) {
     pthread_mutex_lock(&m->lock);
-    m->departed++;
-    if (m->departed == target) pthread_cond_broadcast(&m->moved);
+    bool last = ++m->departed == target;
+    pthread_mutex_unlock(&m->lock);
+    if (last) pthread_cond_broadcast(&m->moved);
+    if (last || reached_soon(&m->departed, target)) return;
+    pthread_mutex_lock(&m->lock);
     while (m->departed < target) pthread_cond_wait(&m->moved, &m->lock);
     pthread_mutex_unlock(&m->lock);
 }

@@ -23,7 +23,7 @@ struct StreamQueue {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t moved; /* issued, done or closing changed */
-    uint64_t issued, done;
+    _Atomic uint64_t issued, done; /* change under the lock */
     bool closing;
     unsigned late; /* state of the delays' generator; 0: no delays */
     Work work[QUEUE_LENGTH];
@@ -90,11 +90,7 @@ static void run(Stream *s, LaunchFunction fn, const void *args, const Label *l) 
 }
 
 static bool has_run(Event e) {
-    struct StreamQueue *q = e.stream->queue;
-    pthread_mutex_lock(&q->lock);
-    bool done = q->done >= e.ticket;
-    pthread_mutex_unlock(&q->lock);
-    return done;
+    return atomic_load(&e.stream->queue->done) >= e.ticket;
 }
 
 /* In the thread that runs s. */
@@ -114,12 +110,14 @@ static void delay(struct StreamQueue *q) {
 
 static void *work_through(void *context) {
     struct StreamQueue *q = context;
-    pthread_mutex_lock(&q->lock);
     while (true) {
-        while (q->done == q->issued && !q->closing) pthread_cond_wait(&q->moved, &q->lock);
-        if (q->done == q->issued) break;
+        if (!reached_soon(&q->issued, q->done + 1)) {
+            pthread_mutex_lock(&q->lock);
+            while (q->done == q->issued && !q->closing) pthread_cond_wait(&q->moved, &q->lock);
+            pthread_mutex_unlock(&q->lock);
+        }
+        if (q->done == q->issued) return NULL; /* closing */
         Work *w = &q->work[q->done % QUEUE_LENGTH];
-        pthread_mutex_unlock(&q->lock);
         delay(q);
         if (w->fn)
             run(q->stream, w->fn, w->args, &w->label);
@@ -127,10 +125,9 @@ static void *work_through(void *context) {
             wait_in(q->stream, w->event, &w->label);
         pthread_mutex_lock(&q->lock);
         q->done++;
+        pthread_mutex_unlock(&q->lock);
         pthread_cond_broadcast(&q->moved);
     }
-    pthread_mutex_unlock(&q->lock);
-    return NULL;
 }
 
 static void enqueue(struct StreamQueue *q, LaunchFunction fn, const void *args, size_t bytes, Event event,
@@ -143,8 +140,8 @@ static void enqueue(struct StreamQueue *q, LaunchFunction fn, const void *args, 
     w->label = *label;
     if (bytes) memcpy(w->args, args, bytes);
     q->issued++;
-    pthread_cond_broadcast(&q->moved);
     pthread_mutex_unlock(&q->lock);
+    pthread_cond_broadcast(&q->moved);
 }
 
 struct StreamQueue *queue_open(Stream *s, bool late) {
@@ -194,6 +191,7 @@ Event queue_record(Stream *s) {
 void queue_wait(Event e) {
     if (!e.stream || !e.stream->queue) return;
     struct StreamQueue *q = e.stream->queue;
+    if (reached_soon(&q->done, e.ticket)) return;
     pthread_mutex_lock(&q->lock);
     while (q->done < e.ticket) pthread_cond_wait(&q->moved, &q->lock);
     pthread_mutex_unlock(&q->lock);
