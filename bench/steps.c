@@ -1,14 +1,14 @@
 /* Whole training steps, against what the machine could do and against the plan.
  *
- *   bench_steps [TEXT] [example|many|half|tokens]...      data/bible.txt and the three models unless said
+ *   bench_steps [TEXT] [small|many|half|tokens]...      data/bible.txt and the three models unless said
  *
- * example, many, half: in fp32 and bf16, on one rank with all processors and on two that share them (half: when it is
- * asked for by name); the same shapes and batches as the PyTorch measurements in docs/performance.md. Possible is what the step's own charge would take at the
- * rates that this program measures first: of each op its FLOPs at the rate of multiply-adds between registers (bf16:
- * of dot products, where the kernels have them) or its bytes at the rate of copying large arrays, whichever takes
- * longer. Below a step stands where the time of its last counted step went on rank 0, by op: "of possible" is again
- * possible over taken. Memory is what all ranks planned, and beside it the peak of a process of its own less what it
- * had before it opened the run.
+ * small, many, half: in fp32 and bf16, on one rank with all processors and on two that share them (half: when it is
+ * asked for by name); the same shapes and batches as the PyTorch measurements in docs/performance.md. Possible is what
+ * the step's own charge would take at the rates that this program measures first: of each op its FLOPs at the rate of
+ * multiply-adds between registers (bf16: of dot products, where the kernels have them) or its bytes at the rate of
+ * copying large arrays, whichever takes longer. Below a step stands where the time of its last counted step went on
+ * rank 0, by op: "of possible" is again possible over taken. Memory is what all ranks planned, and beside it the peak
+ * of a process of its own less what it had before it opened the run.
  *
  * tokens: one layer, by number of sequences and by length: at a fixed length everything grows with the tokens; with the
  * length only attention grows faster, with the pairs of tokens that see each other.
@@ -40,7 +40,7 @@ typedef struct {
     ", \"tie_word_embeddings\": false}"
 
 static const Case models[] = {
-    {"example", MODEL(6, 256, 4, 8, 256, 2, 256), 16, 512, 2, 2},
+    {"small", MODEL(6, 256, 4, 8, 256, 2, 256), 16, 512, 2, 2},
     {"many", MODEL(4, 256, 4, 128, 128, 4, 256), 4, 1024, 3, 2},
     {"half", MODEL(8, 512, 8, 64, 512, 4, 50304), 2, 1024, 1, 1},
 };
@@ -266,7 +266,7 @@ int main(int argc, char **argv) {
         Error e = {0};
         if (!known)
             fail(&e, EXIT_USAGE,
-                 "\"%s\" is none of example, many, half, tokens; command line; bench_steps "
+                 "\"%s\" is none of small, many, half, tokens; command line; bench_steps "
                  "[TEXT] [NAME]...",
                  text_shown(argv[i]).text);
         if (!known) return error_print(&e);
