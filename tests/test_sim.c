@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -272,24 +273,56 @@ static const struct {
     {"qwen3-235b", "tests/plans/qwen3-235b.yaml", "mixture.expert=32", 32},
     {"qwen3-235b-vocabulary", "tests/plans/qwen3-235b.yaml", "mixture.vocabulary=32", 32},
 };
+enum { SMALL_LISTS = 4 }; /* the first ones */
 
-static char *printed_plan(const char *path, const char *set, int world) {
-    char ranks[30], *text = NULL;
+static void open_list(size_t i, Config *c, Spec *spec) {
+    char ranks[30];
+    snprintf(ranks, sizeof ranks, "ranks=%d", lists[i].world);
+    Error e = {0};
+    if (!config_read(c, lists[i].config, (const char *const[]){ranks, lists[i].set}, 2, &e)) fail_msg("%s", e.text);
+    if (c->mixture_dense == 0) c->mixture_dense = lists[i].world;
+    if (!spec_read(spec, c->model_config, &e)) fail_msg("%s", e.text);
+}
+
+static char *printed_plan(size_t i) {
+    char *text = NULL;
     size_t bytes = 0;
-    snprintf(ranks, sizeof ranks, "ranks=%d", world);
     Config c;
     Spec spec;
     Error e = {0};
-    if (!config_read(&c, path, (const char *const[]){ranks, set}, 2, &e)) fail_msg("%s", e.text);
-    if (c.mixture_dense == 0) c.mixture_dense = world;
-    if (!spec_read(&spec, c.model_config, &e)) fail_msg("%s", e.text);
+    open_list(i, &c, &spec);
     FILE *f = open_memstream(&text, &bytes);
     assert_non_null(f);
-    if (!plan_print(&c, &spec, world, NULL, f, &e)) fail_msg("%s", e.text);
+    if (!plan_print(&c, &spec, lists[i].world, NULL, f, &e)) fail_msg("%s", e.text);
     fclose(f);
     spec_close(&spec);
     config_close(&c);
     return text;
+}
+
+static void predicted_seconds_are_those_computed_and_those_waited_for_the_network(void **state) {
+    (void)state;
+    for (size_t i = 0; i < SMALL_LISTS; i++) {
+        Config c;
+        Spec spec;
+        Error e = {0};
+        open_list(i, &c, &spec);
+        Price *price = calloc((size_t)lists[i].world, sizeof *price);
+        assert_non_null(price);
+        if (!plan_time(&c, &spec, lists[i].world, NULL, price, &e)) fail_msg("%s", e.text);
+        for (int r = 0; r < lists[i].world; r++) {
+            double sum[TIME_KINDS] = {0};
+            for (int t = 0; t < TIME_KINDS; t++)
+                for (int k = 0; k < COMPONENT_COUNT; k++) sum[t] += price[r].times.by[t][k];
+            assert_true(sum[TIME_COMPUTE] > 0 && (lists[i].world == 1 || sum[TIME_NETWORK] > 0));
+            if (!(fabs(sum[TIME_COMPUTE] + sum[TIME_EXPOSED] - price[r].seconds) <= 1e-9 * price[r].seconds))
+                fail_msg("%s, rank %d: %.9g s computed and %.9g s waited, predicted %.9g s", lists[i].name, r,
+                         sum[TIME_COMPUTE], sum[TIME_EXPOSED], price[r].seconds);
+        }
+        free(price);
+        spec_close(&spec);
+        config_close(&c);
+    }
 }
 
 static char *text_of(const char *path) {
@@ -322,7 +355,7 @@ static void price_lists_are_those_kept_in_tests_plans(void **state) {
     for (size_t i = 0; i < COUNT(lists); i++) {
         char path[80];
         snprintf(path, sizeof path, "tests/plans/%s.txt", lists[i].name);
-        char *kept = text_of(path), *made = printed_plan(lists[i].config, lists[i].set, lists[i].world);
+        char *kept = text_of(path), *made = printed_plan(i);
         if (strcmp(kept, made) != 0) {
             print_lines_missing("-", kept, made);
             print_lines_missing("+", made, kept);
@@ -343,6 +376,7 @@ int main(void) {
         cmocka_unit_test(a_record_that_does_not_fit_is_refused),
         cmocka_unit_test(nobody_may_touch_device_memory_on_sim),
         cmocka_unit_test(no_routing_needs_more_than_the_plan_and_the_worst_needs_all_of_it),
+        cmocka_unit_test(predicted_seconds_are_those_computed_and_those_waited_for_the_network),
         cmocka_unit_test(price_lists_are_those_kept_in_tests_plans),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

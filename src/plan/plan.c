@@ -26,10 +26,12 @@ static bool price_steps(Run *r, TraceRank *traced, Price *out, Error *e) {
     if (!train_step(r, 0, false, &result, e)) return false;
     meter_clear(r->device);
     double before = r->model.compute->clock;
+    Times began = times_now(r);
     trace_begin(traced, PRICED_STEP);
     if (!train_step(r, PRICED_STEP - 1, false, &result, e)) return false;
     trace_end(traced);
     double seconds = r->model.compute->clock - before;
+    Times ended = times_now(r);
     Meter meter = r->device->meter;
     Evaluation evaluation;
     int64_t longest = r->config->train_sequence_length;
@@ -40,6 +42,7 @@ static bool price_steps(Run *r, TraceRank *traced, Price *out, Error *e) {
     run_price(r, out);
     out->meter = meter;
     out->seconds = seconds;
+    out->times = times_between(&began, &ended);
     return ok;
 }
 
@@ -191,15 +194,34 @@ static void print_groups(const Config *c, int world, FILE *f) {
     }
 }
 
+/* FLOPs, and the seconds of each kind, of one component or of all of them. */
+static void print_work_row(FILE *f, const char *name, double flops, double share, const double *seconds) {
+    fprintf(f, "%-12s %10.2f  %5.1f %%", name, flops / 1e9, 100 * share);
+    for (int i = 0; i < TIME_KINDS; i++) {
+        if (seconds[i] > 0)
+            fprintf(f, "  %9.3g", seconds[i]);
+        else
+            fprintf(f, "  %9s", "-");
+    }
+    fprintf(f, "\n");
+}
+
 static void print_work(const Price *p, FILE *f) {
-    double total = 0;
-    for (int k = 0; k < COMPONENT_COUNT; k++) total += (double)p->meter.flops[k];
-    fprintf(f, "\n%-12s %10s   a step, this rank\n", "component", "GFLOP");
-    for (int k = 0; k < COMPONENT_COUNT; k++)
-        if (p->meter.flops[k])
-            fprintf(f, "%-12s %10.2f  %4.1f %%\n", component_name((Component)k), (double)p->meter.flops[k] / 1e9,
-                    100 * (double)p->meter.flops[k] / total);
-    fprintf(f, "%-12s %10.2f\n", "total", total / 1e9);
+    double flops = 0, sum[TIME_KINDS] = {0};
+    for (int k = 0; k < COMPONENT_COUNT; k++) {
+        flops += (double)p->meter.flops[k];
+        for (int i = 0; i < TIME_KINDS; i++) sum[i] += p->times.by[i][k];
+    }
+    fprintf(f, "\n%-12s %10s %8s", "component", "GFLOP", "");
+    for (int i = 0; i < TIME_KINDS; i++) fprintf(f, "  %9s", time_name((TimeKind)i));
+    fprintf(f, "   a step, this rank\n");
+    for (int k = 0; k < COMPONENT_COUNT; k++) {
+        double of[TIME_KINDS], any = (double)p->meter.flops[k];
+        for (int i = 0; i < TIME_KINDS; i++) any += of[i] = p->times.by[i][k];
+        double own = (double)p->meter.flops[k];
+        if (any > 0) print_work_row(f, component_name((Component)k), own, flops > 0 ? own / flops : 0, of);
+    }
+    print_work_row(f, "total", flops, 1, sum);
 }
 
 /* Which machine the time is of, and whether the run needs more of it than there is. */

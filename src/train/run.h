@@ -21,15 +21,6 @@ typedef enum {
     ARENA_COUNT
 } ArenaName;
 
-/* What a rank needs: bytes of every arena at its worst, by component. Made by plan, from the peaks of a sim Run. */
-typedef struct {
-    size_t bytes[ARENA_COUNT], by[ARENA_COUNT][COMPONENT_COUNT];
-    Tier tier[ARENA_COUNT];
-    const char *name[ARENA_COUNT];
-    double seconds; /* predicted of one step */
-    Meter meter;    /* of one step */
-} Price;
-
 /* Seconds by what they were for, as device.h's StreamTime has them; exposed: the compute stream waited for the
  * network. What is neither computed nor exposed is the host's: it issues work, makes batches, writes. */
 typedef enum { TIME_COMPUTE, TIME_NETWORK, TIME_EXPOSED, TIME_KINDS } TimeKind;
@@ -38,6 +29,16 @@ typedef struct {
 } Times;
 enum { TIMES = TIME_KINDS * COMPONENT_COUNT };
 const char *time_name(TimeKind k); /* "compute_s", "network_s", "exposed_s" */
+
+/* What a rank needs: bytes of every arena at its worst, by component. Made by plan, from the peaks of a sim Run. */
+typedef struct {
+    size_t bytes[ARENA_COUNT], by[ARENA_COUNT][COMPONENT_COUNT];
+    Tier tier[ARENA_COUNT];
+    const char *name[ARENA_COUNT];
+    Meter meter;    /* of one step */
+    double seconds; /* predicted of one step */
+    Times times;    /* where they go */
+} Price;
 
 enum { STAT_LOSS, STAT_BALANCE, STAT_Z, STAT_STOP, STAT_TIMES, STAT_LOAD = STAT_TIMES + TIMES, TRAINED = 0, REAL = 1 };
 
@@ -141,6 +142,8 @@ double learning_rate_at(const Config *c, int64_t step); /* schedule.c */
 
 /* A rank tells its times of a step in the step's last collective. What comes behind (that collective, a blocking
  * update) belongs to the next step, and what lies between steps (checkpoints, samples) to none. */
+Times times_now(Run *r); /* since its device was opened */
+Times times_between(const Times *from, const Times *to);
 void times_begin(Run *r);
 Times times_tell(Run *r);
 Times times_mean(const double *sums, int ranks); /* sums [TIMES] over so many ranks */

@@ -10,7 +10,7 @@ const char *time_name(TimeKind k) {
     return names[k];
 }
 
-static Times times_now(Run *r) {
+Times times_now(Run *r) {
     device_settle(r->device);
     const StreamTime *compute = &r->device->stream[STREAM_COMPUTE].time;
     const StreamTime *network = &r->device->stream[STREAM_NETWORK].time;
@@ -29,6 +29,12 @@ static void accumulate(Times *x, const Times *y, double scale) {
         for (int k = 0; k < COMPONENT_COUNT; k++) x->by[i][k] += scale * y->by[i][k];
 }
 
+Times times_between(const Times *from, const Times *to) {
+    Times t = *to;
+    accumulate(&t, from, -1);
+    return t;
+}
+
 void times_begin(Run *r) {
     Times now = times_now(r);
     accumulate(&r->told, &now, 1);
@@ -36,8 +42,7 @@ void times_begin(Run *r) {
 }
 
 Times times_tell(Run *r) {
-    Times now = times_now(r), since = now;
-    accumulate(&since, &r->told, -1);
+    Times now = times_now(r), since = times_between(&r->told, &now);
     r->told = now;
     return since;
 }
