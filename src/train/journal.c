@@ -212,10 +212,7 @@ void journal_banner(Journal *j, const Session *s, const Run *r, int64_t step) {
     printf("data   %lld tokens; %lld a step (%lld x %lld)\n", s->tokens ? (long long)tokens_info(s->tokens).tokens : 0,
            (long long)(c->train_sequences * c->train_sequence_length), (long long)c->train_sequences,
            (long long)c->train_sequence_length);
-    double seconds = s->price[r->comm.mesh.rank].seconds * (double)(c->train_steps - step);
-    if (step < c->train_steps)
-        printf("steps  %lld to %lld; about %s, as planned for an AVX-512 core a rank\n", (long long)step + 1,
-               (long long)c->train_steps, duration_shown(seconds).text);
+    if (step < c->train_steps) printf("steps  %lld to %lld\n", (long long)step + 1, (long long)c->train_steps);
     printf("run    %s\n", j->run);
     fflush(stdout);
 }
