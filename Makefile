@@ -1,6 +1,7 @@
 # The few commands a person types; CMake does the work. Each first installs what is missing (tools/setup.sh, which takes no
 # time when nothing is) and brings its build directory up to date.
 JOBS := -j$(shell nproc)
+TESTS_AT_ONCE := -j$(shell expr $$(nproc) + 1)
 PREFIX ?= /usr/local
 TEXT := data/bible.txt
 
@@ -33,7 +34,7 @@ $(TEXT):
 
 test:
 	$(call make,default,all,build test)
-	ctest --preset default $(JOBS)
+	ctest --preset default $(TESTS_AT_ONCE) # one more than processors, since tests often wait
 
 # The same suite with AddressSanitizer, UndefinedBehaviorSanitizer and poisoned arenas.
 test-debug:
