@@ -140,10 +140,11 @@ double learning_rate_at(const Config *c, int64_t step); /* schedule.c */
 
 /* ---- Where the seconds of a step go (times.c) ---------------------------------------------------- */
 
+Times times_now(Run *r); /* of this rank, since its device was opened; also on sim */
+Times times_between(const Times *from, const Times *to);
+
 /* A rank tells its times of a step in the step's last collective. What comes behind (that collective, a blocking
  * update) belongs to the next step, and what lies between steps (checkpoints, samples) to none. */
-Times times_now(Run *r); /* since its device was opened */
-Times times_between(const Times *from, const Times *to);
 void times_begin(Run *r);
 Times times_tell(Run *r);
 Times times_mean(const double *sums, int ranks); /* sums [TIMES] over so many ranks */
