@@ -468,20 +468,12 @@ bool config_explain(const char *key, FILE *f) {
 
 /* ---- Resuming --------------------------------------------------------------------------------- */
 
-/* FNV-1a over keys and values. */
-static uint64_t hash_text(uint64_t hash, const char *text) {
-    for (; *text; text++) hash = (hash ^ (unsigned char)*text) * 0x100000001b3u;
-    return (hash ^ '\n') * 0x100000001b3u;
-}
-
 static uint64_t hash_option(uint64_t hash, const Option *o, const Config *c) {
     char *value = value_text(o, c);
-    hash = hash_text(hash_text(hash, o->key), value);
+    hash = hash_line(hash_line(hash, o->key), value);
     free(value);
     return hash;
 }
-
-static const uint64_t HASH_START = 0xcbf29ce484222325u;
 
 uint64_t config_hash(const Config *c) {
     uint64_t hash = HASH_START;

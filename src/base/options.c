@@ -198,18 +198,8 @@ const Option *option_nearest(const char *key) {
 
 /* ---- What a row allows ------------------------------------------------------------------------ */
 
-/* The fewest digits that read back as the same double. */
 static void print_number(double x, FILE *f) {
-    char text[32];
-    for (int digits = 6; digits <= 17; digits++) {
-        snprintf(text, sizeof text, "%.*g", digits, x);
-        if (strtod(text, NULL) == x) break;
-    }
-    char *exponent = strchr(text, 'e');
-    if (exponent)
-        fprintf(f, "%.*se%d", (int)(exponent - text), text, atoi(exponent + 1)); /* 1e-8, not 1e-08 */
-    else
-        fputs(text, f);
+    fputs(number_shown(x).text, f);
 }
 
 static void print_range(const Option *o, FILE *f) {

@@ -186,7 +186,8 @@ static void rank_main(void *context, int index) {
     Session *s = all->session;
     Error e = {0};
     Wire *w = s->wires[index];
-    all->runs[index] = run_open(s->config, &s->spec, s->tokens, w, s->config->device, &s->price[w->rank], &e);
+    Common common = {s->config, &s->spec, s->tokenizer, s->tokens, s->request};
+    all->runs[index] = run_open(&common, w, s->config->device, &s->price[w->rank], &e);
     if (!all->runs[index] && s->world > 1 && e.code != EXIT_USAGE) error_place(&e, " (rank %d)", w->rank);
     bool ok = (all->runs[index] && s->body(s, all->runs[index], &e)) || e.code == EXIT_STOPPED;
     if (!ok) {

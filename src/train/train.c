@@ -208,6 +208,7 @@ int train_command(Session *s, const char *run, const TraceOptions *trace, PriceF
         code = session_error(&e);
     } else {
         watch_signals();
+        s->request = hash_line(HASH_START, "train");
         code = session_run(s, price, train_rank, &training);
     }
     if (training.lock >= 0) close(training.lock);
