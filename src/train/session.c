@@ -158,8 +158,10 @@ static void let_leader_speak(void) {
 }
 
 int session_error(const Error *e) {
+    Error own = *e;
     let_leader_speak();
-    return error_print(e);
+    if (wire_mpi_rank() > 0 && !strstr(own.text, "(rank ")) error_place(&own, " (rank %d)", wire_mpi_rank());
+    return error_print(&own);
 }
 
 void error_place(Error *e, const char *format, ...) {
