@@ -17,15 +17,15 @@ static uint64_t hash_manifest(const Manifest *m) {
     return hash;
 }
 
-/* Of other files the header, and some bytes of SAMPLES places: to read all of a large model on every rank would take
+/* Of other files the header, and some bytes of 16 places: to read all of a large model on every rank would take
  * longer than to load it, and two models of one shape differ everywhere. */
 static bool hash_samples(const Safetensors *f, uint64_t *hash, Error *e) {
-    enum { SAMPLES = 16, BYTES = 4096 };
+    enum { STEPS = 15, BYTES = 4096 };
     char bytes[BYTES];
-    int64_t data = f->bytes - f->data, n = min64(BYTES, data);
+    int64_t n = min64(BYTES, f->bytes - f->data), last = f->bytes - f->data - n;
     *hash = hash_more(*hash, &f->hash, sizeof f->hash);
-    for (int64_t i = 0; i < SAMPLES; i++) {
-        int64_t at = f->data + (data - n) / (SAMPLES - 1) * i;
+    for (int64_t i = 0; i <= STEPS; i++) {
+        int64_t at = f->data + last / STEPS * i + last % STEPS * i / STEPS; /* the first bytes, ..., the last */
         if (!safetensors_read(f, at, (size_t)n, bytes, e)) return false;
         *hash = hash_more(*hash, bytes, (size_t)n);
     }
