@@ -112,9 +112,10 @@ static void lone_queries_alone(Bench *b) {
     assert_zero(b, "dk", a.dk);
     for (int64_t t = 0; t < QUERIES; t++) /* dv of a key is dout of its query, of the heads that read it */
         for (int64_t c = 0; c < HEAD; c++) {
-            double expected = tensor_get(a.dout, (t * HEADS + 2) * HEAD + c) +
-                              tensor_get(a.dout, (t * HEADS + 3) * HEAD + c);
-            assert_true(fabs(tensor_get(a.dv, (t * KV_HEADS + 1) * HEAD + c) - expected) <= 1e-5 * fmax(1, fabs(expected)));
+            double expected =
+                tensor_get(a.dout, (t * HEADS + 2) * HEAD + c) + tensor_get(a.dout, (t * HEADS + 3) * HEAD + c);
+            assert_true(fabs(tensor_get(a.dv, (t * KV_HEADS + 1) * HEAD + c) - expected) <=
+                        1e-5 * fmax(1, fabs(expected)));
         }
 }
 
@@ -208,8 +209,7 @@ static Tensor route_gradient(Bench *b, Router r, double weights) {
     route_backward(b->stream, dlogits, dweight, p, chosen, lse, counts, rows, sequence, real,
                    (RouteLoss){.normalise = r.normalise, .balance = r.balance});
     stream_finish(b->stream);
-    for (int64_t i = 0; i < tensor_count(weight) && k == 1 && r.normalise; i++)
-        assert_true(tensor_get(weight, i) == 1);
+    for (int64_t i = 0; i < tensor_count(weight) && k == 1 && r.normalise; i++) assert_true(tensor_get(weight, i) == 1);
     return dlogits;
 }
 

@@ -120,8 +120,7 @@ static void import_slots_that_no_expert_can_fill_are_not_there(void **state) {
         Ranks *most = trial_open("", (Layout){rows[i].world, rows[i].most}, &trial),
               *all = trial_open("", (Layout){rows[i].world, rows[i].all}, &trial);
         for (int r = 0; r < rows[i].world; r++)
-            for (int a = 0; a < ARENA_COUNT; a++)
-                assert_int_equal(all->price[r].bytes[a], most->price[r].bytes[a]);
+            for (int a = 0; a < ARENA_COUNT; a++) assert_int_equal(all->price[r].bytes[a], most->price[r].bytes[a]);
         ranks_close(most);
         ranks_close(all);
         assert_agrees("", (Layout){rows[i].world, rows[i].all}, &trial, &expected, 1e-12);
