@@ -204,7 +204,7 @@ static void attention_needs_one_slice_of_heads_and_one_block_however_many_there_
         {8, "dense=1 ulysses=4 ring=2"},
     };
     for (size_t i = 0; i < COUNT(layouts); i++)
-        if (trial_due()) assert_formula(layouts[i], many_heads, COMPONENT_ATTENTION, "train.sequence_length=25");
+        assert_formula(layouts[i], many_heads, COMPONENT_ATTENTION, "train.sequence_length=25");
 }
 
 static void the_loss_needs_one_chunk_of_logits_however_many_there_are(void **state) {
@@ -218,7 +218,7 @@ static void the_loss_needs_one_chunk_of_logits_however_many_there_are(void **sta
         {4, "dense=1 vocabulary=4 loss_travel=weights loss_chunk=19"},
     };
     for (size_t i = 0; i < COUNT(layouts); i++)
-        if (trial_due()) assert_formula(layouts[i], many_words, COMPONENT_VOCABULARY, "train.sequence_length=24");
+        assert_formula(layouts[i], many_words, COMPONENT_VOCABULARY, "train.sequence_length=24");
 }
 
 int main(void) {
