@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -19,18 +20,23 @@
  * rounding has decided something (a tie of experts), and nothing can be said. */
 static const double CONDITION = 16, FLOOR = 1e-12, UNSOUND = 1e-4;
 
+_Noreturn void check_end(int code) {
+    fflush(NULL);
+    _exit(code);
+}
+
 _Noreturn void check_failed(const char *format, ...) {
     va_list args;
     va_start(args, format);
     vprintf(format, args);
     va_end(args);
     printf("\n");
-    exit(1);
+    check_end(1);
 }
 
 _Noreturn void check_idle(const char *why) {
     printf("%s\n", why);
-    exit(2);
+    check_end(2);
 }
 
 /* ---- A run -------------------------------------------------------------------------------------- */

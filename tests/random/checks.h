@@ -25,7 +25,9 @@ void check_nonsense(const Case *c, const char *directory, const char *mop);
 /* config.json, data.jsonl and settings.yaml, which the program reads. */
 void case_write(const Made *m, const char *directory);
 
-/* Ends the process: with 1, or with 2 when nothing can be said of this case, for a reason that is no fault. */
+/* Ends the process, and whatever it still holds: with 1, or with 2 when nothing can be said of this case, for a reason
+ * that is no fault. */
+_Noreturn void check_end(int code);
 _Noreturn void check_failed(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void check_idle(const char *why);
 

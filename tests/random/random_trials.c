@@ -64,7 +64,7 @@ static _Noreturn void be_a_trial(const Case *c, const Options *o, const char *sa
     snprintf(here, sizeof here, "%s/here", o->directory);
     setpgid(0, 0);
     run_check(c, o, here);
-    exit(0);
+    check_end(0);
 }
 
 /* What it says is in `said`. */
