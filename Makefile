@@ -8,7 +8,7 @@ TEXT := data/bible.txt
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := build
-.PHONY: build cuda bench-cpu bench-gpu machines-doc run test test-debug test-tsan test-faults bench format install clean
+.PHONY: build cuda bench-cpu bench-gpu machines-doc run test test-debug test-tsan test-faults test-random bench format install clean
 
 # $(call make,preset,target,packages)
 define make
@@ -52,6 +52,12 @@ test-faults:
 	ctest --preset slow
 	$(call make,fuzz,all,build clang)
 	ctest --preset fuzz $(JOBS)
+
+# Drawn models, data, settings and layouts for as long as you like; the same seed draws the same trials.
+RANDOM_SECONDS ?= 3600
+test-random:
+	$(call make,default,random_trials mop,build test)
+	build/tests/random_trials --mop build/mop --seconds $(RANDOM_SECONDS) $(if $(RANDOM_SEED),--seed $(RANDOM_SEED))
 
 bench: $(TEXT)
 	$(call make,default,bench,build)

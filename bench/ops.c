@@ -23,7 +23,7 @@
 
 enum { T = 8192, H = 256, I = 256, E = 8, K = 2, V = 256, S = 512, HEADS = 4, D = 64 };
 enum { SEQUENCES = T / S, PARAMETERS = 11 << 20 };
-enum { MAX_TENSORS = 12, MAX_EXPERTS = 32 };
+enum { MAX_TENSORS = 13, MAX_EXPERTS = 32 };
 
 /* ---- Cases ------------------------------------------------------------------------------------ */
 
@@ -208,7 +208,7 @@ static void attention_bench(Bench *b) {
 }
 static void attention_backward_bench(Bench *b) {
     attention_backward(b->stream, b->t[4], b->t[5], b->t[6], b->t[9], b->t[7], b->t[8], b->t[1], b->t[2], b->t[3],
-                       b->t[10], b->t[11], b->attention);
+                       b->t[10], b->t[11], b->t[12], b->attention);
 }
 static void attention_delta_bench(Bench *b) {
     attention_delta(b->stream, b->t[9], b->t[7], b->t[0]);
@@ -220,6 +220,8 @@ static void attention_prepare(Bench *b, const int64_t *size) {
     b->t[10] = steps(b, size[3], size[3], size[0]);
     b->t[11] = steps(b, 1, 1, size[0] + 1);
     b->t[11] = tensor_rows(b->t[11], 1, size[0]); /* last: row + 1 */
+    b->t[12] = arena_tensor(b->arena, INT32, DIM(size[0])); /* keys: last - first */
+    for (int64_t i = 0; i < size[0]; i++) tensor_put(b->t[12], i, (double)(i % size[3] + 1));
     b->attention = (AttentionShape){.scale = 0.125, .pairs = size[0] * (size[3] + 1) / 2};
     attention_bench(b); /* its lse belongs to the backward's inputs */
 }

@@ -338,12 +338,13 @@ static void rope_backward(Trial *t) {
  * and what came before; or all. */
 typedef enum { SIGHT_ANY, SIGHT_CAUSAL, SIGHT_WINDOW, SIGHT_ALL } Sight;
 
-static void make_sight(Trial *t, Slot *first_slot, Slot *last_slot) {
+static void make_sight(Trial *t, Slot *first_slot, Slot *last_slot, Slot *keys_slot) {
     enum { DOCUMENT = 29, WINDOW = 11 };
     int64_t queries = t->n[0], keys = t->n[4];
     Sight sight = (Sight)t->n[5];
     Tensor first = make_integers(t, first_slot, 0, keys, DIM(queries));
     Tensor last = make_integers(t, last_slot, 0, keys, DIM(queries));
+    Tensor seen = make_integers(t, keys_slot, 0, keys, DIM(queries));
     fill_sight(first, last, keys);
     for (int64_t i = 0; i < queries && sight != SIGHT_ANY; i++) {
         int64_t begin = sight == SIGHT_ALL ? 0 : i - i % DOCUMENT;
@@ -351,6 +352,7 @@ static void make_sight(Trial *t, Slot *first_slot, Slot *last_slot) {
         tensor_put(first, i, (double)begin);
         tensor_put(last, i, (double)(sight == SIGHT_ALL ? keys : i + 1));
     }
+    for (int64_t i = 0; i < queries; i++) tensor_put(seen, i, tensor_get(last, i) - tensor_get(first, i));
 }
 
 static AttentionShape attention_shape(const Trial *t) {
@@ -360,14 +362,14 @@ static AttentionShape attention_shape(const Trial *t) {
     return shape;
 }
 
-/* x: q, k, v, first, last. y: out, lse, delta. */
+/* x: q, k, v, first, last, keys. y: out, lse, delta. */
 static void attention_make(Trial *t) {
     int64_t queries = t->n[0], heads = t->n[1], kv = t->n[2], d = t->n[3], keys = t->n[4];
     Type result = t->n[6] ? t->sum : t->real;
     make(t, &t->x[0], 0, t->real, DIM(queries, heads, d));
     make(t, &t->x[1], 0, t->real, DIM(keys, kv, d));
     make(t, &t->x[2], 0, t->real, DIM(keys, kv, d));
-    make_sight(t, &t->x[3], &t->x[4]);
+    make_sight(t, &t->x[3], &t->x[4], &t->x[5]);
     make(t, &t->y[0], 0, result, DIM(queries, heads, d));
     make(t, &t->y[1], 0, t->sum, DIM(heads, queries));
     make_dy(t, 0, t->real);
@@ -382,7 +384,7 @@ static void attention_forward(Trial *t) {
 static void attention_gradient(Trial *t) {
     attention_delta(t->stream, dx(t, 3), dy(t, 0), y(t, 0));
     attention_backward(t->stream, dx(t, 0), dx(t, 1), dx(t, 2), dx(t, 3), dy(t, 0), y(t, 1), x(t, 0), x(t, 1), x(t, 2),
-                       x(t, 3), x(t, 4), attention_shape(t));
+                       x(t, 3), x(t, 4), x(t, 5), attention_shape(t));
 }
 
 /* ---- attention_merge: n = rows, heads, d ------------------------------------------------------ */
@@ -419,7 +421,8 @@ static void route_make(Trial *t) {
     Type logits = t->n[5] ? t->sum : t->real;
     make(t, &t->x[0], 0, logits, DIM(tokens, experts));
     make_integers(t, &t->x[1], -1, SEQUENCES - 1, DIM(tokens));
-    fill_integers(make(t, &t->x[2], 0, FP64, DIM(SEQUENCES, experts)), 1, 1, 9);
+    int64_t most = k == experts ? 1 : 9; /* where all are chosen they are counted alike */
+    fill_integers(make(t, &t->x[2], 0, FP64, DIM(SEQUENCES, experts)), 1, 1, most);
     Tensor rows = make(t, &t->x[3], 0, FP64, DIM(SEQUENCES));
     for (int i = 0; i < SEQUENCES; i++) tensor_put(rows, i, 5 * i); /* the first has none */
     make_value(t, &t->x[4], 0, real_positions);

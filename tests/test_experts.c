@@ -95,6 +95,39 @@ static void an_expert_without_tokens_has_exactly_zero_gradient_in_any_rounds(voi
     }
 }
 
+static const char eight_experts[] =
+    "{\"model_type\": \"olmoe\", \"vocab_size\": 67, \"hidden_size\": 24, \"num_hidden_layers\": 2, "
+    "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"num_experts\": 8, \"num_experts_per_tok\": 2, "
+    "\"intermediate_size\": 12, \"norm_topk_prob\": false, \"rms_norm_eps\": 1e-5, \"rope_theta\": 10000, "
+    "\"tie_word_embeddings\": false, \"hidden_act\": \"silu\"}";
+
+/* A member can work for the experts of others and for no more: further slots take no memory, and nothing that is as
+ * long as the experts are many is asked for more. */
+static void import_slots_that_no_expert_can_fill_are_not_there(void **state) {
+    (void)state;
+    static const struct {
+        int world;
+        const char *most, *all;
+    } rows[] = {
+        {2, "expert=2 balance_imports=4 balance_threshold=1", "expert=2 balance_imports=4096 balance_threshold=1"},
+        {3, "expert=3 balance_imports=6 balance_threshold=1", "expert=3 balance_imports=13 balance_threshold=1"},
+        {6, "expert=6 dispatch_tokens=5 balance_imports=8 balance_threshold=1", /* the last two have no expert */
+         "expert=6 dispatch_tokens=5 balance_imports=999 balance_threshold=1"},
+    };
+    const Trial trial = {.spec = eight_experts, .rig = to_the_first_experts, .options = {calm}};
+    Outcome expected = trial_train("", alone, &trial);
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        Ranks *most = trial_open("", (Layout){rows[i].world, rows[i].most}, &trial),
+              *all = trial_open("", (Layout){rows[i].world, rows[i].all}, &trial);
+        for (int r = 0; r < rows[i].world; r++)
+            for (int a = 0; a < ARENA_COUNT; a++) assert_int_equal(all->price[r].bytes[a], most->price[r].bytes[a]);
+        ranks_close(most);
+        ranks_close(all);
+        assert_agrees("", (Layout){rows[i].world, rows[i].all}, &trial, &expected, 1e-12);
+    }
+    outcome_free(&expected);
+}
+
 static void late_streams_and_wires_change_no_bit(void **state) {
     (void)state;
     static const char *const settings[] = {"expert=4 dispatch_tokens=7",
@@ -120,6 +153,7 @@ int main(void) {
         cmocka_unit_test(ranks_without_tokens_equal_one_rank),
         cmocka_unit_test(all_tokens_to_the_same_experts_equal_one_rank),
         cmocka_unit_test(an_expert_without_tokens_has_exactly_zero_gradient_in_any_rounds),
+        cmocka_unit_test(import_slots_that_no_expert_can_fill_are_not_there),
         cmocka_unit_test(late_streams_and_wires_change_no_bit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -820,9 +820,13 @@ static const AttentionShape block_shape = {.scale = 0.25};
 
 /* One attention: its inputs, and results in the sum type. */
 typedef struct {
-    Tensor q, k, v, dout, first, last;
+    Tensor q, k, v, dout, first, last, keys;
     Tensor out, lse, delta, dq, dk, dv;
 } Attended;
+
+static void count_keys(Attended *a) {
+    for (int64_t t = 0; t < QUERIES; t++) tensor_put(a->keys, t, tensor_get(a->last, t) - tensor_get(a->first, t));
+}
 
 static Attended attended_new(Bench *b, Type real) {
     Type sum = type_sum(real);
@@ -832,6 +836,7 @@ static Attended attended_new(Bench *b, Type real) {
                   .dout = normal(b, real, DIM(QUERIES, HEADS, HEAD)),
                   .first = memory_tensor(&b->memory, INT32, DIM(QUERIES)),
                   .last = memory_tensor(&b->memory, INT32, DIM(QUERIES)),
+                  .keys = memory_tensor(&b->memory, INT32, DIM(QUERIES)),
                   .out = normal(b, sum, DIM(QUERIES, HEADS, HEAD)),
                   .lse = normal(b, sum, DIM(HEADS, QUERIES)),
                   .delta = normal(b, sum, DIM(HEADS, QUERIES)),
@@ -841,6 +846,7 @@ static Attended attended_new(Bench *b, Type real) {
     fill_integers(a.first, 1, 0, KEYS);
     fill_integers(a.last, 2, 0, KEYS);
     fill_sight(a.first, a.last, KEYS);
+    count_keys(&a);
     return a;
 }
 
@@ -874,7 +880,7 @@ static void attend_in_blocks(Bench *b, const Attended *whole, Attended *a, const
         clip_sight(last, whole->last, at, count);
         attention_backward(b->stream, part, tensor_rows(a->dk, at, count), tensor_rows(a->dv, at, count), a->delta,
                            whole->dout, a->lse, whole->q, tensor_rows(whole->k, at, count),
-                           tensor_rows(whole->v, at, count), first, last, block_shape);
+                           tensor_rows(whole->v, at, count), first, last, whole->keys, block_shape);
         copy_columns(b->stream, wide, 0, tensor_view(part, DIM(QUERIES, HEADS * HEAD)), 0, HEADS * HEAD, true);
         stream_finish(b->stream);
     }
@@ -887,7 +893,7 @@ static void blocks_equal_the_whole(Bench *b, Type real) {
     Attended a = attended_new(b, real), whole = a, blocks = attended_new(b, real);
     attention(b->stream, a.out, a.lse, a.q, a.k, a.v, a.first, a.last, block_shape);
     attention_delta(b->stream, a.delta, a.dout, a.out);
-    attention_backward(b->stream, a.dq, a.dk, a.dv, a.delta, a.dout, a.lse, a.q, a.k, a.v, a.first, a.last,
+    attention_backward(b->stream, a.dq, a.dk, a.dv, a.delta, a.dout, a.lse, a.q, a.k, a.v, a.first, a.last, a.keys,
                        block_shape);
     stream_finish(b->stream);
     attend_in_blocks(b, &whole, &blocks, cut, order, COUNT(order));
@@ -929,7 +935,7 @@ static void rows_that_see_nothing_and_keys_that_nobody_sees_are_zero(void **stat
             attention(b.stream, a.out, a.lse, a.q, a.k, a.v, a.first, a.last, block_shape);
             attention_delta(b.stream, a.delta, a.dout, a.out);
             attention_backward(b.stream, a.dq, a.dk, a.dv, a.delta, a.dout, a.lse, a.q, a.k, a.v, a.first, a.last,
-                               block_shape);
+                               a.keys, block_shape);
             stream_finish(b.stream);
             bool seen[KEYS] = {0};
             int64_t blind = 0, unseen = 0;
@@ -978,7 +984,7 @@ static void weights_of_any_size_are_those_of_the_definition(void **state) {
         AttentionShape shape = {.scale = 1};
         attention(b.stream, out, lse, one, k, v, first, last, shape);
         attention_delta(b.stream, delta, one, out);
-        attention_backward(b.stream, dq, dk, dv, delta, one, lse, one, k, v, first, last, shape);
+        attention_backward(b.stream, dq, dk, dv, delta, one, lse, one, k, v, first, last, last, shape);
         stream_finish(b.stream);
         for (int64_t j = 0; j < SCORES; j++) {
             double expected = exp(tensor_get(k, j) - tensor_get(lse, 0)), got = tensor_get(dv, j);
@@ -1115,8 +1121,8 @@ static void doors_charge_what_the_formulas_say(void **state) {
     assert_charged(charged(&b, OP_ATTENTION_DELTA), 2 * M * 32, 4 * (2 * M * 32 + M * 4));
     Tensor dq = normal(&b, FP32, DIM(M, 4, 8)), dk = normal(&b, FP32, DIM(M, 2, 8)),
            dv = normal(&b, FP32, DIM(M, 2, 8));
-    attention_backward(b.stream, dq, dk, dv, delta, attended, lse, q, k, v, first, last, shape);
-    assert_charged(charged(&b, OP_ATTENTION_BACKWARD), 10 * 8 * 4 * 21, 4 * (3 * M * 32 + 4 * M * 16 + 8 * M + 2 * M));
+    attention_backward(b.stream, dq, dk, dv, delta, attended, lse, q, k, v, first, last, last, shape);
+    assert_charged(charged(&b, OP_ATTENTION_BACKWARD), 10 * 8 * 4 * 21, 4 * (3 * M * 32 + 4 * M * 16 + 8 * M + 3 * M));
     Tensor target = integers(&b, INT32, INTEGERS(0, 1, 2, 3, 4, -1), DIM(M)), trained = normal(&b, FP64, DIM(1));
     Tensor stats = normal(&b, FP32, DIM(M, LOSS_STATS)), parts = normal(&b, FP32, DIM(2, M, LOSS_STATS));
     cross_entropy_part(b.stream, stats, out, target, 0);

@@ -79,6 +79,7 @@ typedef struct {
     int64_t *expert;     /* [each + imports] that the member at hand works for */
     Range *share;        /* [each + imports] and its share of their rows */
     int64_t *at;         /* [each + imports] where the next of them will lie */
+    int64_t *passed;     /* [each + imports] rows of its expert that earlier senders have */
 } View;
 
 static Range *ranges(Arena *host, int64_t count) {
@@ -97,7 +98,8 @@ static View view_open(const DispatchShape *of, const int64_t *table, const Balan
                   .start = words(host, g->experts),
                   .expert = words(host, here),
                   .share = ranges(host, here),
-                  .at = words(host, here)};
+                  .at = words(host, here),
+                  .passed = words(host, here)};
 }
 
 /* Rows of all experts that a sender has in the round. */
@@ -171,17 +173,17 @@ static void make_receive(View *v, Round *out) {
     for (int64_t x = 0; x < n; x++) {
         out->rows[x] = v->share[x].end - v->share[x].first;
         v->at[x] = out->arrived;
-        v->before[x] = 0;
+        v->passed[x] = 0;
         out->arrived += out->rows[x];
         if (x < v->of->here) out->own += out->rows[x];
     }
     for (int64_t j = 0; j < g->members; j++)
         for (int64_t x = 0; x < n; x++) {
-            int64_t end = v->before[x] + sent_by(v, j)[v->expert[x]];
-            int64_t count = overlap((Range){v->before[x], end}, v->share[x]);
+            int64_t end = v->passed[x] + sent_by(v, j)[v->expert[x]];
+            int64_t count = overlap((Range){v->passed[x], end}, v->share[x]);
             write_span(&w, j, v->at[x], count);
             v->at[x] += count;
-            v->before[x] = end;
+            v->passed[x] = end;
         }
 }
 

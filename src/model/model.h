@@ -104,6 +104,7 @@ typedef struct {
     /* int32 [ring members, rows]: the rows of a member's block that each row of this rank's ring member sees, as
      * `attention` has them; and how many such pairs there are, [ring members]. */
     Tensor first, last;
+    Tensor keys; /* int32 [rows]: how many rows each sees, of all members' blocks */
     int64_t *pairs;
     Tensor rows;         /* fp64 [sequences]: MoE layers x real positions */
     Tensor rope;         /* sum [tokens, head_dim] */

@@ -124,7 +124,7 @@ typedef struct {
 
 static void attend_backward(const Ring *r, const Return *g, int step, Tensor dq, Tensor dk, Tensor dv) {
     attention_backward(r->m->compute, dq, dk, dv, g->delta, g->dout, g->lse, g->q, keys_at(r, step), values_at(r, step),
-                       interval(r, r->b->first, step), interval(r, r->b->last, step), shape_at(r, step));
+                       interval(r, r->b->first, step), interval(r, r->b->last, step), r->b->keys, shape_at(r, step));
 }
 
 /* What this member adds to the block at hand and gets from it. */

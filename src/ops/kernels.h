@@ -28,7 +28,7 @@ typedef struct { Tensor y, a, b; } AddArgs; /* zero: y; copy: y, a; sum_rows: y,
 typedef struct { Tensor y, x; int64_t y_column, x_column, columns; bool add; } ColumnsArgs;
 typedef struct { Tensor y, token, table; } EmbeddingArgs;          /* backward: table = dtable, y = dy */
 typedef struct { Tensor y, x, table, position; double theta; bool inverse; } RopeArgs;
-typedef struct { Tensor out, lse, q, k, v, first, last, dq, dk, dv, delta, dout; AttentionShape shape; } AttentionArgs;
+typedef struct { Tensor out, lse, q, k, v, first, last, keys, dq, dk, dv, delta, dout; AttentionShape shape; } AttentionArgs;
 typedef struct { Tensor out, lse, part, part_lse, delta, dout; } AttentionRowsArgs; /* merge: the first four; delta: delta, dout, out */
 typedef struct { Tensor p, chosen, weight, lse, logits, sequence, counts, mass, z, rows, loss; bool normalise; Type round; } RouteArgs;
 typedef struct { Tensor dlogits, dweight, p, chosen, lse, counts, rows, sequence, real_positions; RouteLoss loss; } RouteBackwardArgs;

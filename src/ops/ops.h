@@ -90,9 +90,10 @@ void attention_merge(Stream *s, Tensor out, Tensor lse, Tensor part, Tensor part
 void attention_delta(Stream *s, Tensor delta, Tensor dout, Tensor out);
 /* Writes dq, dk, dv, all real or all of the sum type. lse and delta are those of the whole row, and of keys that come
  * in blocks each call gives dk, dv of its block and what the block adds to dq. A key that nobody sees: dk = dv = 0; a
- * row that sees nothing: dq = 0. */
+ * row that sees nothing: dq = 0. keys int32 [Tq]: how many keys a row sees, of all blocks. Where that is one, its
+ * weight is 1 whatever the score: the score's gradient is exactly 0, in every type and however the keys are cut. */
 void attention_backward(Stream *s, Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor lse, Tensor q,
-                        Tensor k, Tensor v, Tensor first, Tensor last, AttentionShape shape);
+                        Tensor k, Tensor v, Tensor first, Tensor last, Tensor keys, AttentionShape shape);
 
 /* ---- routing.c: which expert, and who goes where ---------------------------------------------- */
 
@@ -114,7 +115,8 @@ void balance_loss(Stream *s, Tensor loss, Tensor counts, Tensor mass, Tensor row
 /* dlogits (type of logits) from dweight[T,k] (sum) through renormalisation and softmax, plus the auxiliary gradients:
  * dp[t,e] += balance E counts[s,e] / rows[s]^2 and dlogits += z 2 lse p / real_positions[0], for real positions
  * (sequence >= 0); counts are constants. real_positions fp64 [1]: those of the whole step. counts and rows may be
- * none when balance is 0, real_positions when z is 0. */
+ * none when balance is 0, real_positions when z is 0. What cannot change has a gradient of exactly 0: the weight of
+ * one expert that is chosen and normalised, and the balance of experts that are all chosen. */
 typedef struct {
     bool normalise;
     double balance; /* coefficient / sequences of the step */

@@ -93,9 +93,10 @@ void attention_delta(Stream *s, Tensor delta, Tensor dout, Tensor out) {
 }
 
 void attention_backward(Stream *s, Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dout, Tensor lse, Tensor q,
-                        Tensor k, Tensor v, Tensor first, Tensor last, AttentionShape shape) {
+                        Tensor k, Tensor v, Tensor first, Tensor last, Tensor keys, AttentionShape shape) {
     check_attention(q, k, v, first, last, shape);
     int64_t queries = q.dim[0], heads = q.dim[1], d = q.dim[2];
+    MUST(tensor_same(keys, first));
     MUST(tensor_same(dout, q) && real_or_sum(dq.type, q.type) && tensor_is(dq, dq.type, DIM(queries, heads, d)));
     MUST(tensor_is(dk, dq.type, DIM(k.dim[0], k.dim[1], d)) && tensor_same(dv, dk));
     MUST(tensor_is(lse, type_sum(q.type), DIM(heads, queries)) && tensor_same(delta, lse));
@@ -105,6 +106,7 @@ void attention_backward(Stream *s, Tensor dq, Tensor dk, Tensor dv, Tensor delta
                           .v = v,
                           .first = first,
                           .last = last,
+                          .keys = keys,
                           .dq = dq,
                           .dk = dk,
                           .dv = dv,
@@ -112,5 +114,5 @@ void attention_backward(Stream *s, Tensor dq, Tensor dk, Tensor dv, Tensor delta
                           .dout = dout,
                           .shape = shape};
     op_run(s, OP_ATTENTION_BACKWARD, q.type, 10 * d * heads * shape.pairs,
-           BYTES_OF(dq, dk, dv, delta, dout, lse, q, k, v, first, last), &args, sizeof args);
+           BYTES_OF(dq, dk, dv, delta, dout, lse, q, k, v, first, last, keys), &args, sizeof args);
 }

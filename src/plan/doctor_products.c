@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-enum { TOKENS = 2048, SMALL = 256, LARGE = 1024, DOCUMENT = 256, HEADS = 4, HEAD = 64, MAX_TENSORS = 12 };
+enum { TOKENS = 2048, SMALL = 256, LARGE = 1024, DOCUMENT = 256, HEADS = 4, HEAD = 64, MAX_TENSORS = 13 };
 
 typedef struct {
     Stream *stream;
@@ -52,15 +52,16 @@ static void prepare_large(Work *w) {
     prepare_linear(w, LARGE);
 }
 
-enum { OUT, Q, K, V, DQ, DK, DV, DOUT, LSE, DELTA, FIRST, LAST };
+enum { OUT, Q, K, V, DQ, DK, DV, DOUT, LSE, DELTA, FIRST, LAST, KEYS };
 
 static void prepare_attention(Work *w) {
     for (int i = OUT; i <= DOUT; i++) w->t[i] = random_tensor(w, w->real, DIM(TOKENS, HEADS, HEAD));
     for (int i = LSE; i <= DELTA; i++) w->t[i] = random_tensor(w, w->sum, DIM(HEADS, TOKENS));
-    for (int i = FIRST; i <= LAST; i++) w->t[i] = arena_tensor(w->arena, INT32, DIM(TOKENS));
+    for (int i = FIRST; i <= KEYS; i++) w->t[i] = arena_tensor(w->arena, INT32, DIM(TOKENS));
     for (int64_t i = 0; i < TOKENS; i++) {
         tensor_put(w->t[FIRST], i, (double)(i / DOCUMENT * DOCUMENT));
         tensor_put(w->t[LAST], i, (double)(i + 1));
+        tensor_put(w->t[KEYS], i, (double)(i % DOCUMENT + 1));
     }
 }
 
@@ -71,7 +72,7 @@ static void attention_once(void *context) {
     attention(w->stream, t[OUT], t[LSE], t[Q], t[K], t[V], t[FIRST], t[LAST], shape);
     attention_delta(w->stream, t[DELTA], t[DOUT], t[OUT]);
     attention_backward(w->stream, t[DQ], t[DK], t[DV], t[DELTA], t[DOUT], t[LSE], t[Q], t[K], t[V], t[FIRST], t[LAST],
-                       shape);
+                       t[KEYS], shape);
     event_wait(event_record(w->stream));
 }
 

@@ -47,6 +47,14 @@ static void place_rows(Run *r, Tensor t, int64_t row, const int32_t *seen, const
     device_write(r->model.compute, tensor_rows(t, row, n), r->row);
 }
 
+static void place_keys(Run *r, Tensor t, int64_t row, const Batch *one, const Stretches *mine) {
+    int64_t n = 0;
+    for (int i = 0; i < 2; i++)
+        for (int64_t p = mine->part[i].first; p < mine->part[i].first + mine->part[i].count; p++)
+            r->row[n++] = one->last[p] - one->first[p];
+    device_write(r->model.compute, tensor_rows(t, row, n), r->row);
+}
+
 static int64_t visible_pairs(const Batch *one, const Stretches *mine, const Stretches *theirs) {
     int64_t pairs = 0;
     for (int i = 0; i < 2; i++)
@@ -59,6 +67,7 @@ static int64_t visible_pairs(const Batch *one, const Stretches *mine, const Stre
 static void place_sights(Run *r, MicroBatch *m, int64_t number, const Batch *one) {
     const Cut *cut = &r->model.cut;
     Stretches mine = cut_ring_member(cut, r->comm.mesh.axis[AXIS_RING].index);
+    place_keys(r, m->keys, number * mine.tokens, one, &mine);
     for (int j = 0; j < cut->ring; j++) {
         Stretches theirs = cut_ring_member(cut, j);
         Tensor first = tensor_rows(m->first, j, 1), last = tensor_rows(m->last, j, 1);

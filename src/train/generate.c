@@ -40,6 +40,7 @@ static MicroBatch text_batch(Run *r, const int32_t *ids, int64_t tokens) {
     b.last = tensor_view(tensor_rows(flat(b.last), 0, ring * rows), DIM(ring, rows));
     Tensor *ints[] = {&b.token, &b.target, &b.position, &b.sequence};
     for (size_t i = 0; i < COUNT(ints); i++) *ints[i] = tensor_rows(*ints[i], 0, b.tokens);
+    b.keys = tensor_rows(b.keys, 0, rows);
     b.rows = tensor_rows(b.rows, 0, b.sequences);
     memset(b.pairs, 0, (size_t)ring * sizeof *b.pairs);
     fill_text(r, ids, tokens);

@@ -125,6 +125,7 @@ static bool open_batches(Run *r, Error *e) {
         int64_t rows = m->sequences * cut_ring_member(cut, own).tokens;
         m->first = arena_tensor(a, INT32, DIM(ring, rows));
         m->last = arena_tensor(a, INT32, DIM(ring, rows));
+        m->keys = arena_tensor(a, INT32, DIM(rows));
         m->rows = arena_tensor(a, FP64, DIM(m->sequences));
         m->pairs = calloc((size_t)ring, sizeof *m->pairs);
         MUST(m->pairs);
@@ -135,6 +136,14 @@ static bool open_batches(Run *r, Error *e) {
     r->model.load = calloc((size_t)r->spec->experts, sizeof *r->model.load);
     MUST(r->stats_host && r->model.load);
     return true;
+}
+
+/* No member can work for more experts than others have: all but its own, of which the last member has fewest. All
+ * members have as many slots. */
+static int64_t import_slots(const Config *c, const Spec *spec, const Axis *expert) {
+    if (expert->size == 1) return 0;
+    int64_t fewest = max64(0, spec->experts - (expert->size - 1) * ceil_div(spec->experts, expert->size));
+    return min64(c->mixture_balance_imports, spec->experts - fewest);
 }
 
 static void open_model(Run *r) {
@@ -160,7 +169,7 @@ static void open_model(Run *r) {
     m->expert_first = min64(spec->experts, expert.index * m->experts_each);
     m->experts_here = min64(m->experts_each, spec->experts - m->expert_first);
     m->dispatch_tokens = c->mixture_dispatch_tokens;
-    m->imports = expert.size > 1 ? c->mixture_balance_imports : 0;
+    m->imports = import_slots(c, spec, &expert);
     m->balance_threshold = c->mixture_balance_threshold;
     m->saved = &r->activations;
     m->work = &r->work;

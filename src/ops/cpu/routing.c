@@ -79,10 +79,11 @@ void plain_balance_loss(Stream *s, const void *arguments) {
     }
 }
 
-/* The gradient of p[t,e] that the balance loss gives: balance E counts[s,e] / rows[s]^2. */
+/* The gradient of p[t,e] that the balance loss gives: balance E counts[s,e] / rows[s]^2. Where every expert is chosen
+ * all counts are one number, and p sums to 1: nothing is left of it, not even rounding. */
 static double balance_gradient(const RouteBackwardArgs *a, int64_t t, int64_t e) {
     int64_t sequence = index_at(a->sequence, t), experts = a->p.dim[1];
-    if (sequence < 0 || a->loss.balance == 0) return 0;
+    if (sequence < 0 || a->loss.balance == 0 || a->chosen.dim[1] == experts) return 0;
     MUST(sequence < a->counts.dim[0]);
     double rows = tensor_get(a->rows, sequence);
     if (rows == 0) return 0;
@@ -90,10 +91,12 @@ static double balance_gradient(const RouteBackwardArgs *a, int64_t t, int64_t e)
 }
 
 /* The gradient of p[t,e] that the experts give: e's slot's dweight; with w = p / P, P the sum over the chosen,
- * (dweight - sum_i dweight_i w_i) / P. 0 for an expert that was not chosen. */
+ * (dweight - sum_i dweight_i w_i) / P. 0 for an expert that was not chosen, and where one chosen expert has
+ * w = p / p. */
 static double weight_gradient(const RouteBackwardArgs *a, int64_t t, int64_t e) {
     int64_t k = a->chosen.dim[1], experts = a->p.dim[1], slot = -1;
     double of_chosen = 0, pulled = 0;
+    if (a->loss.normalise && k == 1) return 0;
     for (int64_t j = 0; j < k; j++) {
         int64_t other = index_at(a->chosen, t * k + j);
         double p = tensor_get(a->p, t * experts + other);

@@ -165,12 +165,14 @@ void plain_attention_delta(Stream *s, const void *arguments) {
     }
 }
 
-/* With P = exp(score - lse), dP = dout v and delta = dout out: dS = P (dP - delta) is the gradient of a score. */
+/* With P = exp(score - lse), dP = dout v and delta = dout out: dS = P (dP - delta) is the gradient of a score. Of a row
+ * that sees one key P is 1 and delta is dP: two sums of the same, of which only rounding would be left. */
 static double probability(const AttentionArgs *a, int64_t h, int64_t t, int64_t j) {
     return exp(score(a, h, t, j) - tensor_get(a->lse, h * a->q.dim[0] + t));
 }
 
 static double dscore(const AttentionArgs *a, int64_t h, int64_t t, int64_t j) {
+    if (index_at(a->keys, t) == 1) return 0;
     double dp = dot(a->dout, vector_at(a->dout, t, h), a->v, vector_at(a->v, j, kv_of(a, h)));
     return probability(a, h, t, j) * (dp - tensor_get(a->delta, h * a->q.dim[0] + t));
 }

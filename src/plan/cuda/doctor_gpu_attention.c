@@ -133,7 +133,7 @@ static void mirror_run(Mirror *m, int64_t head_size) {
     attention(s, t[GRAPH_OUT], t[GRAPH_LSE], t[GRAPH_Q], t[GRAPH_K], t[GRAPH_V], m->first, m->last, shape);
     attention_delta(s, t[GRAPH_DELTA], t[GRAPH_DOUT], t[GRAPH_OUT]);
     attention_backward(s, t[GRAPH_DQ], t[GRAPH_DK], t[GRAPH_DV], t[GRAPH_DELTA], t[GRAPH_DOUT], t[GRAPH_LSE],
-                       t[GRAPH_Q], t[GRAPH_K], t[GRAPH_V], m->first, m->last, shape);
+                       t[GRAPH_Q], t[GRAPH_K], t[GRAPH_V], m->first, m->last, m->last, shape); /* first is 0: last counts keys */
     event_wait(event_record(s));
 }
 

@@ -517,6 +517,18 @@ INLINE void differ(REAL *s, REAL *ds, int64_t rows, REAL scale, const REAL *lse,
     }
 }
 
+/* dS [passing row][lane] of a query that sees one key in all is 0, as the definition has it. Rows `row` .. row + rows -
+ * 1 pass; lane 0 is held row `held`; which of the two are queries? */
+INLINE void forget_lone(const AttentionArgs *a, REAL *ds, int64_t row, int64_t rows, int64_t held, const bool by_lane) {
+    const int32_t *keys = a->keys.data, *first = a->first.data, *last = a->last.data;
+    int64_t begin = by_lane ? held : row, end = by_lane ? min64(held + STRIP, a->q.dim[0]) : row + rows;
+    for (int64_t t = begin; t < end; t++) {
+        if (keys[t] != 1 || first[t] == last[t]) continue;
+        int64_t r = by_lane ? first[t] - row : t - row, lane = by_lane ? t - held : first[t] - held;
+        if (r >= 0 && r < rows && lane >= 0 && lane < STRIP) ds[r * STRIP + lane] = 0;
+    }
+}
+
 /* Rows first .. first + count - 1 of one head as rows of whole vectors, ended with zeros. */
 static Rows hold_rows(REAL *rows, int64_t stride, Tensor x, int64_t head, int64_t first, int64_t count) {
     int64_t heads = x.dim[1], d = x.dim[2];
@@ -567,6 +579,7 @@ static void find_dkv(const Job *job, int64_t kv, int64_t block, int worker) {
                 meet(w.ds, rows_from(dout, part.from), part.rows, w.held[1] + i * strip, d);
                 mask_unseen(w.s, &b.see[i], row + part.from, part.rows);
                 differ(w.s, w.ds, part.rows, (REAL)a->shape.scale, lse + part.from, delta + part.from, false);
+                forget_lone(a, w.ds, row + part.from, part.rows, b.at + i * STRIP, false);
                 gather(w.sum[1] + i * strip, NULL, rows_from(dout, part.from), part.rows, w.s, d);
                 gather(w.sum[0] + i * strip, NULL, rows_from(q, part.from), part.rows, w.ds, d);
                 if (!job->fused) continue;
@@ -601,6 +614,7 @@ static void find_dq(const Job *job, int64_t head, int64_t block, int worker) {
             meet(w.ds, rows_from(v, part.from), part.rows, w.held[1] + i * strip, d);
             mask_unseen(w.s, &b.see[i], row + part.from, part.rows);
             differ(w.s, w.ds, part.rows, (REAL)a->shape.scale, lse + i * STRIP, delta + i * STRIP, true);
+            forget_lone(a, w.ds, row + part.from, part.rows, b.at + i * STRIP, true);
             gather(w.sum[0] + i * strip, NULL, rows_from(k, part.from), part.rows, w.ds, d);
         }
     }

@@ -188,7 +188,8 @@ void KERNEL(route_statistics)(Stream *s, const void *args) {
     parallel(stream_pool(s), 1 + ceil_div(a->p.dim[1], EXPERTS), statistics_task, (void *)args);
 }
 
-/* What the balance loss gives p[t,e]: factor counts[e], or nothing. */
+/* What the balance loss gives p[t,e]: factor counts[e], or nothing; also where every expert is chosen, see
+ * ops/cpu/routing.c. */
 typedef struct {
     double factor;
     const double *counts; /* NULL: nothing */
@@ -196,7 +197,7 @@ typedef struct {
 
 static Balance balance_of(const RouteBackwardArgs *a, int64_t t) {
     int64_t sequence = ((const int32_t *)a->sequence.data)[t], experts = a->p.dim[1];
-    if (sequence < 0 || a->loss.balance == 0) return (Balance){0};
+    if (sequence < 0 || a->loss.balance == 0 || a->chosen.dim[1] == experts) return (Balance){0};
     MUST(sequence < a->counts.dim[0]);
     double rows = ((const double *)a->rows.data)[sequence];
     if (rows == 0) return (Balance){0};
@@ -259,6 +260,7 @@ static void route_backward_token(const RouteBackwardArgs *a, int64_t t) {
         pulled += (double)dweight[j] * (double)p[chosen[j]];
     }
     double scale = a->loss.normalise ? 1 / of_chosen : 1, shift = a->loss.normalise ? pulled / of_chosen : 0;
+    if (a->loss.normalise && k == 1) scale = 0; /* the weight is 1 */
     if (balance.counts != NULL) mean = balance.factor * mass_of_counts(p, balance.counts, experts);
     for (int64_t j = 0; j < k; j++) mean += (double)p[chosen[j]] * ((double)dweight[j] - shift) * scale;
     double common = lse_gradient(a, t) - mean;
