@@ -401,11 +401,11 @@ static void every_field_of_a_spec_changes_its_hash_and_is_named(void **state) {
         const SpecField *f = &spec_fields[i];
         Spec b = a;
         char *at = (char *)&b + f->offset;
-        if (f->kind == FIELD_FAMILY)
+        if (f->kind == KIND_FAMILY)
             b.family = other.family;
-        else if (f->kind == FIELD_NUMBER)
+        else if (f->kind == KIND_NUMBER)
             *(double *)(void *)at += 0.25;
-        else if (f->kind == FIELD_QK_NORM)
+        else if (f->kind == KIND_QK_NORM)
             b.qk_norm = QK_NORM_WHOLE;
         else /* the lowest byte of an integer, a switch, layer 0 */
             *at ^= 1;

@@ -96,7 +96,7 @@ static void a_rank_that_hangs_ends_the_program_with_its_name_and_the_last_calls_
     } rows[] = {
         {train_until_it_hangs, EXIT_PEER, "mop: error[6]: rank 2 is behind: at collective "},
         {hang_at_once, EXIT_PEER,
-         "mop: error[6]: rank 2 is behind: at collective 12 (host_message over vocabulary_replica"},
+         "mop: error[6]: rank 2 is behind: at collective 13 (host_message over vocabulary_replica"},
         {fail_alone, EXIT_IO, "mop: error[5]: the disk is full"},
     };
     for (size_t i = 0; i < COUNT(rows); i++) {

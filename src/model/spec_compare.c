@@ -10,27 +10,27 @@
 
 /* clang-format off */
 const SpecField spec_fields[SPEC_FIELDS] = {
-    ROW(family, FIELD_FAMILY, "model_type", SPEC_MODEL),
-    ROW(layers, FIELD_INTEGER, "num_hidden_layers", SPEC_MODEL),
-    ROW(hidden, FIELD_INTEGER, "hidden_size", SPEC_MODEL),
-    ROW(heads, FIELD_INTEGER, "num_attention_heads", SPEC_MODEL),
-    ROW(kv_heads, FIELD_INTEGER, "num_key_value_heads", SPEC_MODEL),
-    ROW(head_dim, FIELD_INTEGER, "head_dim", SPEC_MODEL),
-    ROW(vocabulary, FIELD_INTEGER, "vocab_size", SPEC_MODEL),
-    ROW(experts, FIELD_INTEGER, "num_experts", SPEC_MODEL),
-    ROW(top_k, FIELD_INTEGER, "num_experts_per_tok", SPEC_MODEL),
-    ROW(expert_hidden, FIELD_INTEGER, "intermediate size of experts", SPEC_MODEL),
-    ROW(dense_hidden, FIELD_INTEGER, "intermediate size of dense layers", SPEC_MODEL),
-    ROW(window, FIELD_INTEGER, "sliding_window", SPEC_MODEL),
-    ROW(norm_epsilon, FIELD_NUMBER, "rms_norm_eps", SPEC_MODEL),
-    ROW(rope_theta, FIELD_NUMBER, "rope_theta", SPEC_MODEL),
-    ROW(initializer_range, FIELD_NUMBER, "initializer_range", SPEC_BEGINNING),
-    ROW(balance, FIELD_NUMBER, "router_aux_loss_coef", SPEC_COEFFICIENT),
-    ROW(router_z, FIELD_NUMBER, "router_z_loss_coef", SPEC_COEFFICIENT),
-    ROW(normalise_top_k, FIELD_SWITCH, "norm_topk_prob", SPEC_MODEL),
-    ROW(tied, FIELD_SWITCH, "tie_word_embeddings", SPEC_MODEL),
-    ROW(qk_norm, FIELD_QK_NORM, "norm of queries and keys", SPEC_MODEL),
-    ROW(dense, FIELD_LAYERS, "dense layers", SPEC_MODEL),
+    ROW(family, KIND_FAMILY, "model_type", SPEC_MODEL),
+    ROW(layers, KIND_INTEGER, "num_hidden_layers", SPEC_MODEL),
+    ROW(hidden, KIND_INTEGER, "hidden_size", SPEC_MODEL),
+    ROW(heads, KIND_INTEGER, "num_attention_heads", SPEC_MODEL),
+    ROW(kv_heads, KIND_INTEGER, "num_key_value_heads", SPEC_MODEL),
+    ROW(head_dim, KIND_INTEGER, "head_dim", SPEC_MODEL),
+    ROW(vocabulary, KIND_INTEGER, "vocab_size", SPEC_MODEL),
+    ROW(experts, KIND_INTEGER, "num_experts", SPEC_MODEL),
+    ROW(top_k, KIND_INTEGER, "num_experts_per_tok", SPEC_MODEL),
+    ROW(expert_hidden, KIND_INTEGER, "intermediate size of experts", SPEC_MODEL),
+    ROW(dense_hidden, KIND_INTEGER, "intermediate size of dense layers", SPEC_MODEL),
+    ROW(window, KIND_INTEGER, "sliding_window", SPEC_MODEL),
+    ROW(norm_epsilon, KIND_NUMBER, "rms_norm_eps", SPEC_MODEL),
+    ROW(rope_theta, KIND_NUMBER, "rope_theta", SPEC_MODEL),
+    ROW(initializer_range, KIND_NUMBER, "initializer_range", SPEC_BEGINNING),
+    ROW(balance, KIND_NUMBER, "router_aux_loss_coef", SPEC_COEFFICIENT),
+    ROW(router_z, KIND_NUMBER, "router_z_loss_coef", SPEC_COEFFICIENT),
+    ROW(normalise_top_k, KIND_SWITCH, "norm_topk_prob", SPEC_MODEL),
+    ROW(tied, KIND_SWITCH, "tie_word_embeddings", SPEC_MODEL),
+    ROW(qk_norm, KIND_QK_NORM, "norm of queries and keys", SPEC_MODEL),
+    ROW(dense, KIND_LAYERS, "dense layers", SPEC_MODEL),
 };
 /* clang-format on */
 
@@ -72,12 +72,12 @@ static Shown layers_shown(const Spec *s) {
 static Shown shown(const SpecField *f, const Spec *s) {
     char text[32];
     switch (f->kind) {
-    case FIELD_FAMILY: return text_shown(s->family->model_type);
-    case FIELD_INTEGER: snprintf(text, sizeof text, "%lld", (long long)integer(f, s)); return text_shown(text);
-    case FIELD_NUMBER: return number_shown(number(f, s));
-    case FIELD_SWITCH: return text_shown(is_on(f, s) ? "true" : "false");
-    case FIELD_QK_NORM: return text_shown(qk_norm_name(s->qk_norm));
-    case FIELD_LAYERS: return layers_shown(s);
+    case KIND_FAMILY: return text_shown(s->family->model_type);
+    case KIND_INTEGER: snprintf(text, sizeof text, "%lld", (long long)integer(f, s)); return text_shown(text);
+    case KIND_NUMBER: return number_shown(number(f, s));
+    case KIND_SWITCH: return text_shown(is_on(f, s) ? "true" : "false");
+    case KIND_QK_NORM: return text_shown(qk_norm_name(s->qk_norm));
+    case KIND_LAYERS: return layers_shown(s);
     }
     MUST(false && "every kind is shown");
     return text_shown("");
@@ -85,16 +85,16 @@ static Shown shown(const SpecField *f, const Spec *s) {
 
 static bool equal(const SpecField *f, const Spec *a, const Spec *b) {
     switch (f->kind) {
-    case FIELD_FAMILY: return strcmp(a->family->model_type, b->family->model_type) == 0;
-    case FIELD_NUMBER: return number(f, a) == number(f, b);
+    case KIND_FAMILY: return strcmp(a->family->model_type, b->family->model_type) == 0;
+    case KIND_NUMBER: return number(f, a) == number(f, b);
     default: return memcmp(value(f, a), value(f, b), f->bytes) == 0;
     }
 }
 
 static uint64_t hash_field(uint64_t hash, const SpecField *f, const Spec *s) {
     hash = hash_line(hash, f->name);
-    if (f->kind == FIELD_FAMILY) return hash_line(hash, s->family->model_type);
-    if (f->kind != FIELD_NUMBER) return hash_more(hash, value(f, s), f->bytes);
+    if (f->kind == KIND_FAMILY) return hash_line(hash, s->family->model_type);
+    if (f->kind != KIND_NUMBER) return hash_more(hash, value(f, s), f->bytes);
     double x = number(f, s) + 0.0; /* -0 is 0 */
     return hash_more(hash, &x, sizeof x);
 }

@@ -13,7 +13,7 @@ typedef enum {
     SPEC_BEGINNING,   /* random weights only: nothing any more */
 } SpecUse;
 
-typedef enum { FIELD_FAMILY, FIELD_INTEGER, FIELD_NUMBER, FIELD_SWITCH, FIELD_QK_NORM, FIELD_LAYERS } FieldKind;
+typedef enum { KIND_FAMILY, KIND_INTEGER, KIND_NUMBER, KIND_SWITCH, KIND_QK_NORM, KIND_LAYERS } FieldKind;
 
 typedef struct {
     const char *name; /* the key of config.json, or words where families have several keys for it */

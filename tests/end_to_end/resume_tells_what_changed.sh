@@ -37,7 +37,7 @@ go --set train.steps=6 --set ranks=2 --set train.sample_prompt=$'a "b"\n: c'
 told "train.steps 4 -> 6" 'train.sample_prompt "" -> "a \"b\"\n: c"' "ranks 1 -> 2" "optimizer.learning_rate 0.001 -> 0.002" "mixture.dense 1 -> 2"
 lines+=("4: train.steps 4 -> 6" '4: train.sample_prompt "" -> "a \"b\"\n: c"' "4: ranks 1 -> 2" "4: optimizer.learning_rate 0.001 -> 0.002" "4: mixture.dense 1 -> 2")
 history "${lines[@]}"
-"$MOP" config show "$run/config.yaml" | grep -q "learning_rate: 0.002 " || wrong "config.yaml has another rate"
+grep -q "learning_rate: 0.002 " <("$MOP" config show "$run/config.yaml") || wrong "config.yaml has another rate"
 
 # What was told for steps that are lost holds from the checkpoint that is left.
 rm -r "$run/ckpt/step-00000006" "$run/ckpt/step-00000004"
