@@ -57,7 +57,8 @@ static bool refuse_model(const SpecChange *changes, int count, const char *path,
                                  used ? ", " : "", c->field->name, c->before.text, c->now.text);
     }
     return used == 0 || fail(e, EXIT_USAGE,
-                             "the model's config.json changed: %s; the run's own is %s; give that back, or begin a "
+                             "the model's config.json changed: %s; the run's own is %s; give that "
+                             "back, or begin a "
                              "new run with --run",
                              text, path);
 }
@@ -79,7 +80,8 @@ static bool same_tokenizer(const Checkpoints *c, const Source *s, Error *e) {
     bool same = tokenizer_hash(before) == tokenizer_hash(c->tokenizer);
     tokenizer_close(before);
     return same || fail(e, EXIT_USAGE,
-                        "the tokenizer is not the one that the run began with; the run's own is %s; give that as "
+                        "the tokenizer is not the one that the run began with; the run's own is "
+                        "%s; give that as "
                         "data.tokenizer, or begin a new run with --run",
                         path.text);
 }

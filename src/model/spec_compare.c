@@ -5,10 +5,11 @@
 #include <stdio.h>
 #include <string.h>
 
-#define ROW(field, of_kind, key, used)                                                                                 \
-    {.name = (key), .kind = (of_kind), .offset = offsetof(Spec, field), .bytes = sizeof(((Spec *)0)->field), .use = (used)}
-
 /* clang-format off */
+#define ROW(field, of_kind, key, used) \
+    {.name = (key), .kind = (of_kind), .offset = offsetof(Spec, field), \
+     .bytes = sizeof(((Spec *)0)->field), .use = (used)}
+
 const SpecField spec_fields[SPEC_FIELDS] = {
     ROW(family, KIND_FAMILY, "model_type", SPEC_MODEL),
     ROW(layers, KIND_INTEGER, "num_hidden_layers", SPEC_MODEL),

@@ -92,7 +92,8 @@ static void tell_model(Journal *j, const ResumeReport *report) {
 static bool without_settings(const Config *c, const ResumeReport *report, Error *e) {
     if (config_hash(c) == report->state.config_hash) return true;
     return fail(e, EXIT_USAGE,
-                "a setting that may not change is another one than when the run began, and config.yaml, which would "
+                "a setting that may not change is another one than when the run began, and config.yaml, "
+                "which would "
                 "say which, is missing; %s; give the settings of then, or begin a new run with --run",
                 report->directory);
 }
