@@ -1093,7 +1093,9 @@ static void assert_refused(Common a, Common b, const char *said) {
 static void ranks_of_another_model_text_tokenizer_or_command_do_not_begin(void **state) {
     (void)state;
     char *documents = random_documents(20, 30, 67, 1), *others = random_documents(20, 30, 67, 2);
-    RanksSetup setup = {.world = 2, .spec = "tests/fixtures/olmoe/config.json", .documents = documents,
+    RanksSetup setup = {.world = 2,
+                        .spec = "tests/fixtures/olmoe/config.json",
+                        .documents = documents,
                         .sets = {"train.sequence_length=16", "train.sequences=2"}};
     Ranks *one = ranks_open(setup);
     setup.documents = others;

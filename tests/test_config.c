@@ -263,8 +263,9 @@ static void malformed_configurations_are_refused_with_line_and_reason(void **sta
         {"compute.type: fp16", "compute.type is \"fp16\"; it must be one of fp32, bf16, fp64"},
         {"compute.type: FP32", "compute.type is \"FP32\""},
         {"optimizer.schedule: cosin", "it must be one of constant, linear, cosine"},
-        {"device: gpu", "device is \"gpu\"; it must be one of cpu, cpu:plain, cpu:late, cpu:avx512bf16, cpu:avx512, cpu:avx2, "
-                        "cpu:portable, cuda:N, sim:NAME"},
+        {"device: gpu",
+         "device is \"gpu\"; it must be one of cpu, cpu:plain, cpu:late, cpu:avx512bf16, cpu:avx512, cpu:avx2, "
+         "cpu:portable, cuda:N, sim:NAME"},
         {"device: 'sim:'", "device is \"sim:\""},
         {"device: cpu:3", "device is \"cpu:3\""},
         {"sim.routing: replay", "sim.routing is \"replay\"; it must be one of balanced, worst, replay:FILE"},
@@ -540,7 +541,7 @@ static void placement_and_length_may_change_at_a_resume(void **state) {
 
 static void numerics_may_not_change_at_a_resume(void **state) {
     (void)state;
-    static const char *const changes[] = {"train.seed: 4",      "train.sequences: 3", "train.sequence_length: 5",
+    static const char *const changes[] = {"train.seed: 4", "train.sequences: 3", "train.sequence_length: 5",
                                           "compute.type: fp64"};
     Config before = config_of("");
     for (size_t i = 0; i < COUNT(changes); i++) {

@@ -385,7 +385,7 @@ static void every_byte_of_a_spec_but_its_source_has_a_row(void **state) {
     }
     memset(covered + offsetof(Spec, source), 1, sizeof(json_t *));
     memset(covered + offsetof(Spec, moe_layers), 1, sizeof(int64_t)); /* follows from `dense` */
-    int gap = 0;                                                     /* padding before an enum is at most three bytes */
+    int gap = 0; /* padding before an enum is at most three bytes */
     for (size_t i = 0; i < sizeof covered; i++) {
         gap = covered[i] ? 0 : gap + 1;
         assert_true(gap <= 3);
