@@ -7,7 +7,8 @@
 
 /* In this process: they return or exit. `directory` is empty and theirs.
  *   layout    losses, norms, gradients and, after all steps, weights and moments are those of one rank, in fp64. What is
- *             allowed is what other kernels make of the same case on one rank: CONDITION times as much, and always FLOOR
+ *             allowed is what roundings make of the same case on one rank (other kernels, weights that begin one
+ *             rounding away): CONDITION times as much, and always FLOOR
  *   bits      the same run again, another way that must change no bit: threads, update, recomputation, delays, saves
  *   resume    stopped after some step and gone on with, on the same ranks to the bit, on others within the bound */
 void check_layout(const Case *c, const char *directory);
