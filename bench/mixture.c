@@ -261,7 +261,8 @@ static bool trial_settings(Trial *t, Error *e) {
 static void open_rank(void *context, int rank) {
     Trial *t = context;
     Error *e = &t->error[rank];
-    Run *r = run_open(&t->config, &t->spec, NULL, t->wire[rank], t->config.device, &t->price[rank], e);
+    Run *r = run_open(&(Common){.config = &t->config, .spec = &t->spec}, t->wire[rank], t->config.device,
+                      &t->price[rank], e);
     t->run[rank] = r;
     if (!r) {
         t->wire[rank]->poison(t->wire[rank], e);

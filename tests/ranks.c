@@ -83,7 +83,8 @@ static void open_rank(void *context, int rank) {
     Error *e = &r->error[rank];
     Price sizes = r->price[rank];
     for (int a = 0; r->roomy && a < ARENA_COUNT; a++) sizes.bytes[a] = 2 * sizes.bytes[a] + (1 << 20);
-    r->run[rank] = run_open(&r->config, &r->spec, r->tokens, r->wires[rank], r->config.device, &sizes, e);
+    Common common = {.config = &r->config, .spec = &r->spec, .tokens = r->tokens};
+    r->run[rank] = run_open(&common, r->wires[rank], r->config.device, &sizes, e);
     if (!r->run[rank])
         r->wires[rank]->poison(r->wires[rank], e);
     else if (!r->run[rank]->device->sim)

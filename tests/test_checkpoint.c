@@ -264,8 +264,8 @@ static void another_model_or_compute_type_is_refused_not_passed_over(void **stat
     plan.type = "fp32";
     plan.fixture = "mixtral";
     assert_false(ranks_try(&plan, resume, &step, errors));
-    assert_int_equal(errors[1].code, EXIT_DATA);
-    assert_non_null(strstr(errors[1].text, "missing (model.layers.0.block_sparse_moe"));
+    assert_int_equal(errors[1].code, EXIT_USAGE);
+    assert_non_null(strstr(errors[1].text, "model_type was olmoe when the run began and is mixtral now"));
     scratch_remove(run.text);
 }
 
@@ -377,6 +377,34 @@ static void fused_weights_load_like_one_tensor_an_expert_in_any_layout(void **st
         assert_true(
             XXH128_isEqual(expected, weights_of(fixtures[i], "bf16", 2, 2, 2, fused))); /* the masters are fp32 */
     }
+}
+
+/* Rank 1 has a file of its own. */
+static bool load_own(Rank *r, void *context, Error *e) {
+    const char *const *paths = context;
+    return checkpoint_load_weights(r->checkpoints, paths[r->mesh.rank == 1], e);
+}
+
+static void ranks_that_read_other_weights_are_refused(void **state) {
+    (void)state;
+    static const char whole[] = "tests/fixtures/olmoe/model.safetensors";
+    Path scratch = scratch_make(), copy = path_join(scratch.text, "model.safetensors");
+    RankPlan plan = {"olmoe", "fp32", 3, 3, 1, "", NULL, 0};
+    Error errors[3] = {{0}}, e = {0};
+    size_t bytes;
+    char *text = file_read(whole, (size_t)1 << 24, &bytes, &e);
+    assert_true(text && file_write(copy.text, text, bytes, &e));
+    const char *paths[] = {whole, copy.text};
+    ranks_run(&plan, load_own, paths);
+    text[bytes - 1] ^= 1;
+    assert_true(file_write(copy.text, text, bytes, &e));
+    assert_false(ranks_try(&plan, load_own, paths, errors));
+    for (int r = 0; r < 3; r++) {
+        assert_int_equal(errors[r].code, EXIT_USAGE);
+        assert_non_null(strstr(errors[r].text, "the weights to be read differ on rank 1: give every host the same"));
+    }
+    free(text);
+    scratch_remove(scratch.text);
 }
 
 /* A file's header with changes made to it, before the same data, in `directory`. */
@@ -636,6 +664,7 @@ int main(void) {
         cmocka_unit_test(a_directory_that_cannot_be_made_is_an_error_on_all_ranks),
         cmocka_unit_test(killed_at_random_points_of_saving_the_last_complete_checkpoint_loads),
         cmocka_unit_test(fused_weights_load_like_one_tensor_an_expert_in_any_layout),
+        cmocka_unit_test(ranks_that_read_other_weights_are_refused),
         cmocka_unit_test(missing_unused_and_misshapen_tensors_are_named),
         cmocka_unit_test(an_index_and_its_shards_must_agree),
         cmocka_unit_test(a_tensor_in_two_shards_is_named),

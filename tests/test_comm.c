@@ -4,6 +4,7 @@
  * name `fail`; in parentheses it is ours.) */
 #include "comm/calls.h"
 #include "ops/kernels.h"
+#include "plan/plan.h"
 #include "ranks.h"
 #include "testing.h"
 
@@ -1004,27 +1005,122 @@ static void a_tail_shows_the_call_at_hand_and_those_around_it(void **state) {
     calls_close(l);
 }
 
+enum { THINGS = 4 };
+
+/* Hashes of every rank [8][THINGS]. */
 static bool greet(Peers *p, int rank, Error *e) {
-    const uint64_t *settings = p->context;
     static const Meter nothing;
-    bool ok = comm_greet(&p->comm[rank], settings[rank], e);
+    const uint64_t(*hash)[THINGS] = p->context;
+    static const char *const names[THINGS][2] = {
+        {"the version differs", "install one"},
+        {"the settings differ", "give the same"},
+        {"the model differs", "copy it"},
+        {"the data differs", "copy them"},
+    };
+    Shared things[THINGS];
+    for (int i = 0; i < THINGS; i++) things[i] = (Shared){names[i][0], names[i][1], hash[rank][i]};
+    bool ok = comm_greet(&p->comm[rank], things, THINGS, e);
     if (memcmp(&p->device[rank]->meter, &nothing, sizeof nothing) != 0)
         return (fail)(e, EXIT_DATA, "a greeting is metered");
     return ok;
 }
 
-static void ranks_of_other_settings_are_refused_in_the_same_words_everywhere(void **state) {
+/* Rank `rank` has another hash of `thing`. */
+typedef struct {
+    int rank, thing;
+} Odd;
+
+static void what_differs_is_said_with_its_ranks_in_the_same_words_everywhere(void **state) {
     (void)state;
-    static const char *const sets[] = {"mixture.expert=2", "mixture.expert_shard=2", "mixture.dense=2", NULL};
-    uint64_t settings[8] = {7, 7, 7, 7, 7, 7, 7, 7};
-    Peers p = {.world = 8, .sets = {sets[0], sets[1], sets[2]}};
-    peers_run(p, greet, settings);
-    settings[5] = 8;
-    peers_try(&p, greet, settings);
-    for (int r = 0; r < 8; r++) {
-        assert_int_equal(p.error[r].code, EXIT_USAGE);
-        assert_non_null(strstr(p.error[r].text, "rank 5 was started with other settings than rank 0; "));
+    static const struct {
+        int world;
+        Odd odd[8];
+        int count;
+        const char *said;
+    } rows[] = {
+        {8, {{5, 1}}, 1, "the settings differ on rank 5: give the same"},
+        {8, {{0, 3}}, 1, "the data differs on rank 0: copy them"}, /* most ranks are right */
+        {2, {{0, 3}}, 1, "the data differs on rank 1: copy them"}, /* none are most: rank 0 is */
+        {8, {{1, 2}, {3, 2}, {4, 2}}, 3, "the model differs on ranks 1, 3-4: copy it"},
+        {8, {{7, 2}, {2, 3}}, 2, "the model differs on rank 7: copy it; the data differs on rank 2: copy them"},
+        {8, {{6, 0}, {6, 1}, {2, 3}}, 3, "the version differs on rank 6: install one"},
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        uint64_t hash[8][THINGS] = {0};
+        Peers p = {.world = rows[i].world};
+        for (int r = 0; r < 8; r++)
+            for (int t = 0; t < THINGS; t++) hash[r][t] = UINT64_C(1) << (50 + t);
+        peers_run(p, greet, hash);
+        for (int j = 0; j < rows[i].count; j++) hash[rows[i].odd[j].rank][rows[i].odd[j].thing] += 1 + (uint64_t)j;
+        if (launched_wire()) continue; /* a refused rank would end the others' process */
+        peers_try(&p, greet, hash);
+        for (int r = 0; r < p.world; r++) {
+            assert_int_equal(p.error[r].code, EXIT_USAGE);
+            assert_string_equal(p.error[r].text, rows[i].said);
+        }
     }
+}
+
+/* ---- Runs that are not the same ---------------------------------------------------------------- */
+
+/* Two ranks in one process, each opened with what it has. */
+typedef struct {
+    Common common[2];
+    Wire *wire[2];
+    Price price[2];
+    Error error[2];
+} Pair;
+
+static void open_one(void *context, int rank) {
+    Pair *p = context;
+    Run *r = run_open(&p->common[rank], p->wire[rank], "cpu", &p->price[rank], &p->error[rank]);
+    if (!r) p->wire[rank]->poison(p->wire[rank], &p->error[rank]);
+    run_close(r);
+}
+
+static void assert_refused(Common a, Common b, const char *said) {
+    Pair p = {.common = {a, b}};
+    Error e = {0};
+    assert_true(plan_price(a.config, a.spec, 2, p.price, &e) && wire_threads_open(p.wire, 2, 60, false, &e));
+    threads_run(2, open_one, &p);
+    for (int r = 0; r < 2; r++) {
+        assert_int_equal(p.error[r].code, said ? EXIT_USAGE : EXIT_DONE);
+        assert_string_equal(p.error[r].text, said ? said : "");
+        p.wire[r]->close(p.wire[r]);
+    }
+}
+
+static void ranks_of_another_model_text_tokenizer_or_command_do_not_begin(void **state) {
+    (void)state;
+    char *documents = random_documents(20, 30, 67, 1), *others = random_documents(20, 30, 67, 2);
+    RanksSetup setup = {.world = 2, .spec = "tests/fixtures/olmoe/config.json", .documents = documents,
+                        .sets = {"train.sequence_length=16", "train.sequences=2"}};
+    Ranks *one = ranks_open(setup);
+    setup.documents = others;
+    Ranks *other = ranks_open(setup);
+    Error e = {0};
+    Tokenizer *bytes = tokenizer_open(NULL, &e);
+    assert_non_null(bytes);
+    Spec turned = one->spec;
+    turned.rope_theta *= 5;
+    Common a = {&one->config, &one->spec, bytes, one->tokens, 1}, b = a;
+    assert_refused(a, b, NULL);
+    b.spec = &turned;
+    assert_refused(a, b, "the model's description differs on rank 1: give every host the same config.json");
+    b = a;
+    b.tokens = other->tokens;
+    assert_refused(a, b, "the data differs on rank 1: give every host the same files at data.path");
+    b = a;
+    b.tokenizer = NULL;
+    assert_refused(a, b, "the tokenizer differs on rank 1: give every host the same tokenizer.json");
+    b = a;
+    b.request = 2;
+    assert_refused(a, b, "the command or its arguments differ on rank 1: give every rank the same command line");
+    tokenizer_close(bytes);
+    ranks_close(other);
+    ranks_close(one);
+    free(others);
+    free(documents);
 }
 
 static bool train_until_one_fails(Run *r, void *context, Error *e) {
@@ -1081,7 +1177,8 @@ int main(void) {
         cmocka_unit_test(a_rank_that_never_comes_is_a_timeout_that_says_so),
         cmocka_unit_test(a_lost_rank_is_named_by_its_number_or_its_silence),
         cmocka_unit_test(a_tail_shows_the_call_at_hand_and_those_around_it),
-        cmocka_unit_test(ranks_of_other_settings_are_refused_in_the_same_words_everywhere),
+        cmocka_unit_test(what_differs_is_said_with_its_ranks_in_the_same_words_everywhere),
+        cmocka_unit_test(ranks_of_another_model_text_tokenizer_or_command_do_not_begin),
         cmocka_unit_test(a_rank_that_fails_between_steps_ends_the_training_of_all),
     };
     int failed = cmocka_run_group_tests_name("collectives", launched, NULL, NULL);

@@ -1,6 +1,6 @@
 /* config.json: both spellings say the same model, what mop cannot compute is refused by name, and shapes, names
  * and counts are those of the tensors that transformers wrote. */
-#include "model/model.h"
+#include "model/spec_compare.h"
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -373,6 +373,70 @@ static void shapes_names_and_counts_are_those_of_the_tensors_transformers_wrote(
     }
 }
 
+/* ---- Compared ---------------------------------------------------------------------------------- */
+
+static void every_byte_of_a_spec_but_its_source_has_a_row(void **state) {
+    (void)state;
+    char covered[sizeof(Spec)] = {0};
+    for (int i = 0; i < SPEC_FIELDS; i++) {
+        const SpecField *f = &spec_fields[i];
+        assert_true(f->name && *f->name);
+        for (size_t at = f->offset; at < f->offset + f->bytes; at++) assert_int_equal(covered[at]++, 0);
+    }
+    memset(covered + offsetof(Spec, source), 1, sizeof(json_t *));
+    memset(covered + offsetof(Spec, moe_layers), 1, sizeof(int64_t)); /* follows from `dense` */
+    int gap = 0;                                                     /* padding before an enum is at most three bytes */
+    for (size_t i = 0; i < sizeof covered; i++) {
+        gap = covered[i] ? 0 : gap + 1;
+        assert_true(gap <= 3);
+    }
+}
+
+static void every_field_of_a_spec_changes_its_hash_and_is_named(void **state) {
+    (void)state;
+    Spec a = fixture_spec("qwen3_moe"), other = fixture_spec("mixtral");
+    SpecChange changes[SPEC_FIELDS];
+    assert_int_equal(spec_changes(&a, &a, changes), 0);
+    for (int i = 0; i < SPEC_FIELDS; i++) {
+        const SpecField *f = &spec_fields[i];
+        Spec b = a;
+        char *at = (char *)&b + f->offset;
+        if (f->kind == FIELD_FAMILY)
+            b.family = other.family;
+        else if (f->kind == FIELD_NUMBER)
+            *(double *)(void *)at += 0.25;
+        else if (f->kind == FIELD_QK_NORM)
+            b.qk_norm = QK_NORM_WHOLE;
+        else /* the lowest byte of an integer, a switch, layer 0 */
+            *at ^= 1;
+        assert_true(spec_hash(&b) != spec_hash(&a));
+        assert_int_equal(spec_changes(&a, &b, changes), 1);
+        assert_ptr_equal(changes[0].field, f);
+        if (strcmp(changes[0].before.text, changes[0].now.text) == 0) fail_msg("%s changed unseen", f->name);
+    }
+    spec_close(&other);
+    spec_close(&a);
+}
+
+static void another_spelling_or_a_written_config_is_no_change(void **state) {
+    (void)state;
+    for (size_t i = 0; i < COUNT(fixtures); i++) {
+        json_t *v4 = config_of(fixtures[i], "config-v4.json");
+        Spec a = fixture_spec(fixtures[i]), b = spec_of(v4);
+        json_t *written = spec_config(&a, BF16);
+        json_object_set_new(written, "a_key_of_somebody", json_true());
+        Spec c = spec_of(written);
+        SpecChange changes[SPEC_FIELDS];
+        assert_int_equal(spec_changes(&a, &b, changes) + spec_changes(&a, &c, changes), 0);
+        assert_true(spec_hash(&a) == spec_hash(&b) && spec_hash(&a) == spec_hash(&c));
+        spec_close(&a);
+        spec_close(&b);
+        spec_close(&c);
+        json_decref(written);
+        json_decref(v4);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(both_spellings_of_a_config_are_the_same_model),
@@ -382,6 +446,9 @@ int main(void) {
         cmocka_unit_test(settings_without_effect_here_are_accepted),
         cmocka_unit_test(a_text_config_inside_a_wrapper_is_read),
         cmocka_unit_test(a_written_config_is_v4_reads_back_and_keeps_unknown_keys),
+        cmocka_unit_test(every_byte_of_a_spec_but_its_source_has_a_row),
+        cmocka_unit_test(every_field_of_a_spec_changes_its_hash_and_is_named),
+        cmocka_unit_test(another_spelling_or_a_written_config_is_no_change),
         cmocka_unit_test(shapes_names_and_counts_are_those_of_the_tensors_transformers_wrote),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

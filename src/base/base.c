@@ -102,6 +102,18 @@ Shown text_shown(const char *text) {
     return shown;
 }
 
+Shown number_shown(double x) {
+    Shown shown;
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(shown.text, sizeof shown.text, "%.*g", digits, x);
+        if (strtod(shown.text, NULL) == x) break;
+    }
+    char *exponent = strchr(shown.text, 'e');
+    if (exponent) /* 1e-8, not 1e-08 */
+        snprintf(exponent + 1, sizeof shown.text - (size_t)(exponent + 1 - shown.text), "%d", atoi(exponent + 1));
+    return shown;
+}
+
 int utf8_next(const char *text, size_t bytes, uint32_t *code) {
     static const struct {
         uint8_t mask, lead; /* a first byte b is of this row when (b & mask) == lead */
@@ -133,6 +145,16 @@ bool mul_size(int64_t a, int64_t b, int64_t *out) {
 
 bool add_size(int64_t a, int64_t b, int64_t *out) {
     return a >= 0 && b >= 0 && !__builtin_add_overflow(a, b, out);
+}
+
+uint64_t hash_more(uint64_t hash, const void *data, size_t bytes) {
+    const unsigned char *byte = data;
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ byte[i]) * UINT64_C(0x100000001b3);
+    return hash;
+}
+
+uint64_t hash_line(uint64_t hash, const char *text) {
+    return hash_more(hash_more(hash, text, strlen(text)), "\n", 1);
 }
 
 double seconds_now(void) {

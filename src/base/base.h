@@ -64,6 +64,9 @@ typedef struct {
 } Shown;
 Shown text_shown(const char *text);
 
+/* The fewest digits that read back as the same double: "0.003", "1e-8". */
+Shown number_shown(double x);
+
 /* Bytes of the UTF-8 character at `text` (1 to 4) and its code point; 0 when there is none or it is malformed. */
 int utf8_next(const char *text, size_t bytes, uint32_t *code);
 
@@ -82,6 +85,11 @@ static inline int64_t ceil_div(int64_t a, int64_t b) {
 /* For sizes that come from files: false when a or b is negative, or on overflow. */
 bool mul_size(int64_t a, int64_t b, int64_t *out);
 bool add_size(int64_t a, int64_t b, int64_t *out);
+
+/* FNV-1a: goes on from HASH_START, or from the hash of what came before. */
+#define HASH_START UINT64_C(0xcbf29ce484222325)
+uint64_t hash_more(uint64_t hash, const void *data, size_t bytes);
+uint64_t hash_line(uint64_t hash, const char *text); /* and a line's end: "a", "b" is not "ab" */
 
 double seconds_now(void); /* monotonic */
 

@@ -407,17 +407,6 @@ static bool same_section(const Option *a, const Option *b) {
     return n == option_section(b) && strncmp(a->key, b->key, n) == 0;
 }
 
-/* What an option's text shows: its value, or its default where there is no Config. Freed by the caller. */
-static char *value_text(const Option *o, const Config *c) {
-    char *text = NULL;
-    size_t bytes;
-    FILE *f = open_memstream(&text, &bytes);
-    MUST(f);
-    option_print(o, c, f);
-    MUST(fclose(f) == 0);
-    return text;
-}
-
 void config_write(const Config *c, FILE *f) {
     fputs("# Every setting of a run of mop. `mop config explain KEY` tells more of one.\n"
           "# Relative paths start at the directory mop is started in.\n",
@@ -429,7 +418,7 @@ void config_write(const Config *c, FILE *f) {
             fputc('\n', f);
             if (section) fprintf(f, "%.*s:\n", (int)section, o->key);
         }
-        char *value = value_text(o, c);
+        char *value = option_text(o, c);
         int used = fprintf(f, "%s%s: %s", section ? "  " : "", o->key + (section ? section + 1 : 0), value);
         fprintf(f, "%*s# %s\n", (int)max64(2, 36 - used), "", o->help);
         free(value);
@@ -460,49 +449,22 @@ bool config_explain(const char *key, FILE *f) {
     }
     fprintf(f, "%s: %s\n  value    ", o->key, o->help);
     option_print_allowed(o, f);
-    fprintf(f, "\n  default  %s\n  resume   %s\n", initial_text(o),
-            o->fixed ? "must stay as the run began" : "may change when a run is resumed");
+    const char *resume = o->fixed      ? "must stay as the run began"
+                         : o->contents ? "may be another path to the same contents when a run is resumed"
+                                       : "may change when a run is resumed";
+    fprintf(f, "\n  default  %s\n  resume   %s\n", initial_text(o), resume);
     fprintf(f, "  set it   --set %s=VALUE\n", o->key);
     return true;
 }
 
 /* ---- Resuming --------------------------------------------------------------------------------- */
 
-/* FNV-1a over keys and values. */
-static uint64_t hash_text(uint64_t hash, const char *text) {
-    for (; *text; text++) hash = (hash ^ (unsigned char)*text) * 0x100000001b3u;
-    return (hash ^ '\n') * 0x100000001b3u;
-}
-
-static uint64_t hash_option(uint64_t hash, const Option *o, const Config *c) {
-    char *value = value_text(o, c);
-    hash = hash_text(hash_text(hash, o->key), value);
-    free(value);
-    return hash;
-}
-
-static const uint64_t HASH_START = 0xcbf29ce484222325u;
-
-uint64_t config_hash(const Config *c) {
-    uint64_t hash = HASH_START;
-    for (int i = 0; i < option_count; i++)
-        if (options[i].fixed) hash = hash_option(hash, &options[i], c);
-    return hash;
-}
-
-uint64_t config_shared(const Config *c) {
-    uint64_t hash = HASH_START;
-    for (int i = 0; i < option_count; i++)
-        if (!options[i].own) hash = hash_option(hash, &options[i], c);
-    return hash;
-}
-
 bool config_resumable(const Config *now, const Config *before, Error *e) {
     Mistakes mistakes = {0};
     for (int i = 0; i < option_count; i++) {
         const Option *o = &options[i];
         if (!o->fixed || option_equal(o, now, before)) continue;
-        char *is = value_text(o, now), *was = value_text(o, before);
+        char *is = option_text(o, now), *was = option_text(o, before);
         char line[512];
         snprintf(line, sizeof line,
                  "%s was %.150s when the run began and is %.150s now; set it back, or begin a new run with --run",

@@ -79,10 +79,16 @@ void config_help(FILE *f);
 
 /* A hash of the options that may not change at a resume, for checkpoints to carry. */
 uint64_t config_hash(const Config *c);
-/* A hash of the options that all ranks of a run must share: all but those of a machine. */
+/* A hash of the options that all ranks of a run must share: all but those of a machine, and paths to what is compared
+ * by its contents. */
 uint64_t config_shared(const Config *c);
 /* False, with EXIT_USAGE and a line for every such option that differs, when a run begun as `before` cannot go on as
  * `now`. */
 bool config_resumable(const Config *now, const Config *before, Error *e);
+
+/* Calls `told` for every option that may change at a resume and did, but for those of a machine. Values are as
+ * config_write has them, and live for the call. */
+typedef void (*ConfigChange)(void *context, const char *key, const char *before, const char *now);
+void config_changes(const Config *now, const Config *before, ConfigChange told, void *context);
 
 #endif

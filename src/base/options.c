@@ -37,14 +37,14 @@ _Static_assert(sizeof(Type) == sizeof(int) && sizeof(Schedule) == sizeof(int) &&
 
 /* Rows of a section stay together: help and the written YAML follow the table's order. */
 const Option options[] = {
-    {"model.config", TEXT(model_config), .initial = "", .fixed = true,
+    {"model.config", TEXT(model_config), .initial = "", .contents = true,
      .help = "a Hugging Face config.json; the model starts from random weights"},
-    {"model.path", TEXT(model_path), .initial = "", .fixed = true,
+    {"model.path", TEXT(model_path), .initial = "", .contents = true,
      .help = "a checkpoint directory to start from; wins over model.config"},
 
-    {"data.path", LIST(data_path), .initial = "", .fixed = true,
+    {"data.path", LIST(data_path), .initial = "", .contents = true,
      .help = "text, JSONL or token files, or directories of them: one path or a list"},
-    {"data.tokenizer", TEXT(data_tokenizer), .initial = "", .fixed = true,
+    {"data.tokenizer", TEXT(data_tokenizer), .initial = "", .contents = true,
      .help = "a tokenizer.json; \"\": the one beside the model, else bytes"},
 
     {"train.steps", INTEGER(train_steps, 1, MANY, "steps"), .initial = "100",
@@ -198,18 +198,8 @@ const Option *option_nearest(const char *key) {
 
 /* ---- What a row allows ------------------------------------------------------------------------ */
 
-/* The fewest digits that read back as the same double. */
 static void print_number(double x, FILE *f) {
-    char text[32];
-    for (int digits = 6; digits <= 17; digits++) {
-        snprintf(text, sizeof text, "%.*g", digits, x);
-        if (strtod(text, NULL) == x) break;
-    }
-    char *exponent = strchr(text, 'e');
-    if (exponent)
-        fprintf(f, "%.*se%d", (int)(exponent - text), text, atoi(exponent + 1)); /* 1e-8, not 1e-08 */
-    else
-        fputs(text, f);
+    fputs(number_shown(x).text, f);
 }
 
 static void print_range(const Option *o, FILE *f) {
@@ -439,6 +429,16 @@ void option_print(const Option *o, const Config *c, FILE *f) {
     case OPTION_NUMBER: print_number(*(const double *)field(o, c), f); break;
     case OPTION_CHOICE: fputs(choice(o, c), f); break;
     }
+}
+
+char *option_text(const Option *o, const Config *c) {
+    char *text = NULL;
+    size_t bytes;
+    FILE *f = open_memstream(&text, &bytes);
+    MUST(f);
+    option_print(o, c, f);
+    MUST(fclose(f) == 0);
+    return text;
 }
 
 static bool equal_lists(const char *const *a, const char *const *b) {

@@ -18,8 +18,9 @@ typedef struct {
     /* NULL-terminated. Of a choice: the names of the enum's values, in its order. Of a text: the forms it may have,
      * where capitals after a colon stand for any text; NULL: any text at all. */
     const char *const *choices;
-    bool fixed; /* may not change when a run is resumed */
-    bool own;   /* may differ between the ranks of a run */
+    bool fixed;    /* may not change when a run is resumed */
+    bool own;      /* may differ between the ranks of a run, and between its resumes without a word */
+    bool contents; /* a path: it may differ between ranks and at a resume, but what it leads to is compared */
     const char *help;
 } Option;
 
@@ -36,6 +37,7 @@ bool option_set(const Option *o, Config *c, const char *text, Error *e);
 bool option_set_list(const Option *o, Config *c, const char *const *items, size_t n, Error *e);
 
 void option_print(const Option *o, const Config *c, FILE *f); /* the value, as YAML on one line */
+char *option_text(const Option *o, const Config *c);          /* the same; the caller frees */
 void option_print_allowed(const Option *o, FILE *f);          /* "an integer from 1 to 8 (steps)" */
 bool option_equal(const Option *o, const Config *a, const Config *b);
 

@@ -17,6 +17,7 @@
 #define MOP_CHECKPOINT_H
 
 #include "data/data.h"
+#include "model/spec_compare.h"
 #include "store/store.h"
 
 /* What a run needs beside weights and moments to go on as if nothing had happened. */
@@ -34,11 +35,18 @@ typedef struct {
     double seconds; /* until it was on the disk */
 } SaveReport;
 
+/* What differs between a checkpoint's model and the one at hand. */
+typedef struct {
+    SpecChange change[SPEC_FIELDS];
+    int count;
+} ModelChanges;
+
 /* What was loaded, and what was not. */
 typedef struct {
     bool found; /* false: the run has no checkpoint, start from the beginning */
     char directory[4096];
     TrainState state;
+    ModelChanges changes; /* SPEC_MODEL is none of them: that is refused */
     int64_t damaged;   /* newer checkpoints that were passed over */
     char damage[2048]; /* why the newest of them was */
 } ResumeReport;
@@ -48,7 +56,7 @@ typedef struct Checkpoints Checkpoints;
 
 /* `run`: its directory; "" where nothing will be saved or resumed. All arguments must live until
  * checkpoints_close; `tokenizer` may be NULL (none is written). `base`: the directory that weights first came
- * from, whose licence goes with every checkpoint, or "". `type` is the run's compute type. Not collective. */
+ * from, whose licence goes with every checkpoint, or ""; after a resume or a save it is that checkpoint. `type` is the run's compute type. Not collective. */
 Checkpoints *checkpoints_open(const char *run, const char *base, const Spec *spec, Type type, Store *store,
                               const Tokenizer *tokenizer, Comm *comm, Error *e);
 void checkpoints_close(Checkpoints *c);
@@ -62,7 +70,7 @@ bool checkpoint_keep(Checkpoints *c, int64_t last, Error *e);
 
 /* At the start of a run: removes what killed runs left, then loads weights, moments and state of the newest
  * checkpoint that is whole. Damaged ones are passed over and reported. It is an error when there are
- * checkpoints and all are damaged, or when one is of another model or compute type. */
+ * checkpoints and all are damaged, or when one is of another model, tokenizer or compute type. */
 bool checkpoint_resume(Checkpoints *c, ResumeReport *report, Error *e);
 /* The same from one directory. Damage is EXIT_DATA; what the store then holds is undefined. */
 bool checkpoint_load(Checkpoints *c, const char *directory, TrainState *state, Error *e);

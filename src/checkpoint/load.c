@@ -43,19 +43,20 @@ static bool load_all(Checkpoints *c, Source *s, const Found *found, Error *e) {
 
 /* ---- Weights only ----------------------------------------------------------------------------- */
 
-static bool load_weights(Checkpoints *c, const char *path, Error *e) {
+static bool load_weights(Checkpoints *c, const char *path, uint64_t *identity, Error *e) {
     Source s;
     if (!source_open(&s, path, false, e)) return false;
     Found *found = source_bind(&s, &c->placement, false, e);
-    bool done = found && load_kind(c, &s, found, STORE_MASTER, STORE_WEIGHT, e);
+    bool done = found && source_identity(&s, identity, e) && load_kind(c, &s, found, STORE_MASTER, STORE_WEIGHT, e);
     free(found);
     source_close(&s);
     return done;
 }
 
 bool checkpoint_load_weights(Checkpoints *c, const char *path, Error *e) {
+    uint64_t identity = 0;
     store_flush(c->store);
-    return host_agree(c->comm, load_weights(c, path, e), e);
+    return host_agree(c->comm, load_weights(c, path, &identity, e), e) && weights_same(c->comm, identity, e);
 }
 
 /* ---- Everything ------------------------------------------------------------------------------- */
@@ -75,10 +76,19 @@ static bool check_state(const Checkpoints *c, const char *directory, TrainState 
         type_name(type), type_name(c->type), directory, type_name(type));
 }
 
-static Outcome load_here(Checkpoints *c, const char *directory, TrainState *state, Error *e) {
+/* What a rank finds in a checkpoint beside weights and moments. */
+typedef struct {
+    TrainState state;
+    ModelChanges changes;
+    uint64_t identity;
+} Loaded;
+
+static Outcome load_here(Checkpoints *c, const char *directory, Loaded *out, Error *e) {
     Source s;
     if (!source_open(&s, directory, true, e)) return outcome_of(e);
-    Found *found = check_state(c, directory, state, e) ? source_bind(&s, &c->placement, true, e) : NULL;
+    bool of_this_run = check_state(c, directory, &out->state, e) && source_is_of(&s, c, &out->changes, e) &&
+                       source_identity(&s, &out->identity, e);
+    Found *found = of_this_run ? source_bind(&s, &c->placement, true, e) : NULL;
     Outcome outcome = LOAD_FAILED;
     if (found) outcome = load_all(c, &s, found, e) ? LOAD_DONE : outcome_of(e);
     free(found);
@@ -87,19 +97,22 @@ static Outcome load_here(Checkpoints *c, const char *directory, TrainState *stat
 }
 
 /* The same on every rank: failure before damage, and the first rank's words. */
-static Outcome load_together(Checkpoints *c, const char *directory, TrainState *state, Error *e) {
+static Outcome load_together(Checkpoints *c, const char *directory, Loaded *out, Error *e) {
     Error own = {0};
-    Outcome outcome = load_here(c, directory, state, &own);
+    Outcome outcome = load_here(c, directory, out, &own);
     *e = own;
     if (!host_agree(c->comm, outcome != LOAD_FAILED, e)) return LOAD_FAILED;
     *e = own;
-    if (host_agree(c->comm, outcome == LOAD_DONE, e)) return LOAD_DONE;
-    return outcome_of(e);
+    if (!host_agree(c->comm, outcome == LOAD_DONE, e)) return outcome_of(e);
+    return weights_same(c->comm, out->identity, e) ? LOAD_DONE : LOAD_FAILED;
 }
 
 bool checkpoint_load(Checkpoints *c, const char *directory, TrainState *state, Error *e) {
+    Loaded loaded = {0};
     store_flush(c->store);
-    return load_together(c, directory, state, e) == LOAD_DONE;
+    bool done = load_together(c, directory, &loaded, e) == LOAD_DONE;
+    *state = loaded.state;
+    return done;
 }
 
 /* ---- The newest that is whole ----------------------------------------------------------------- */
@@ -130,6 +143,14 @@ static bool none_is_whole(const char *parent, const ResumeReport *r, Error *e) {
                 (long long)r->damaged, r->damage, parent);
 }
 
+/* What goes with the weights comes from here on from the run itself, whatever model.path leads to now. */
+static void take_report(Checkpoints *c, ResumeReport *report, const Loaded *loaded, const Path *directory) {
+    report->state = loaded->state;
+    report->changes = loaded->changes;
+    snprintf(report->directory, sizeof report->directory, "%s", directory->text);
+    c->base = *directory;
+}
+
 bool checkpoint_resume(Checkpoints *c, ResumeReport *report, Error *e) {
     Path parent = snapshot_parent(c->run.text);
     int64_t *steps, count;
@@ -139,9 +160,10 @@ bool checkpoint_resume(Checkpoints *c, ResumeReport *report, Error *e) {
     Outcome outcome = listed ? LOAD_DAMAGED : LOAD_FAILED;
     for (int64_t i = 0; i < count && outcome == LOAD_DAMAGED; i++) {
         Path directory = path_join(parent.text, snapshot_name(steps[i]).text);
+        Loaded loaded = {0};
         Error own = {0};
-        outcome = load_together(c, directory.text, &report->state, &own);
-        if (outcome == LOAD_DONE) snprintf(report->directory, sizeof report->directory, "%s", directory.text);
+        outcome = load_together(c, directory.text, &loaded, &own);
+        if (outcome == LOAD_DONE) take_report(c, report, &loaded, &directory);
         if (outcome == LOAD_FAILED) *e = own;
         if (outcome == LOAD_DAMAGED && report->damaged++ == 0)
             snprintf(report->damage, sizeof report->damage, "%s", own.text);

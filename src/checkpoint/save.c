@@ -278,6 +278,7 @@ bool checkpoint_save(Checkpoints *c, const TrainState *state, SaveReport *report
             snapshot_remove(s.parent.text, snapshot_temporary(state->step, "tmp", s.random).text, &ignored);
         return false;
     }
+    c->base = s.final; /* the next one's small files: an older checkpoint may be deleted by then */
     if (report) {
         *report = (SaveReport){.seconds = seconds_now() - began};
         snprintf(report->directory, sizeof report->directory, "%s", s.final.text);

@@ -13,6 +13,7 @@
 #ifndef MOP_SOURCE_H
 #define MOP_SOURCE_H
 
+#include "checkpoint/checkpoint.h"
 #include "checkpoint/manifest.h"
 
 typedef struct {
@@ -48,5 +49,16 @@ Found *source_bind(const Source *s, const Placement *p, bool state, Error *e);
  * how many there are in s->values (at least one), or 0 after a failure: EXIT_DATA, with file and tensor, for
  * damage. */
 int64_t source_piece(Source *s, const Found *f, int64_t at, int64_t count, Type type, Error *e);
+
+/* ---- Which, and whose (identity.c) -------------------------------------------------------------- */
+
+/* A hash that another checkpoint or model does not have: of all its bytes where there is a manifest, else of headers
+ * and samples. */
+bool source_identity(const Source *s, uint64_t *hash, Error *e);
+/* All ranks read the same; else EXIT_USAGE, which ranks do not. Called by all together. */
+bool weights_same(Comm *comm, uint64_t identity, Error *e);
+/* Whether a checkpoint is of the model and the tokenizer at hand (else EXIT_USAGE, with what differs). `changes` gets
+ * what may have changed in the model's description. */
+bool source_is_of(const Source *s, const Checkpoints *c, ModelChanges *changes, Error *e);
 
 #endif

@@ -399,8 +399,7 @@ void return_sums(Group *g, Stream *s, Tensor out, const int64_t *at, Tensor in, 
 
 /* ---- Host messages ---------------------------------------------------------------------------- */
 
-/* Every member of the group gets every other's `bytes`. Blocks. */
-static bool host_exchange(Group *g, void *all, const void *mine, size_t bytes, Error *e) {
+bool host_exchange(Group *g, void *all, const void *mine, size_t bytes, Error *e) {
     Wire *w = g->wire;
     for (int j = 0; j < g->axis.size; j++) g->parcels[j] = parcel(mine, (char *)all + (size_t)j * bytes, bytes, bytes);
     calls_queue(w->calls, (Call){.axis = g->axis,
@@ -436,39 +435,4 @@ bool host_agree(Comm *c, bool mine, Error *e) {
     }
     free(all);
     return agreed;
-}
-
-/* ---- Greeting --------------------------------------------------------------------------------- */
-
-static bool same_settings(Comm *c, uint64_t settings, uint64_t *all, Error *e) {
-    if (!host_gather(c, all, &settings, sizeof settings, e)) return false;
-    for (int r = 1; r < c->mesh.world; r++)
-        if (all[r] != all[0])
-            return fail(e, EXIT_USAGE,
-                        "rank %d was started with other settings than rank 0; give every rank the same configuration "
-                        "and the same --set",
-                        r);
-    return true;
-}
-
-/* Through a group once: who answers as member j must be member j by his own mesh. */
-static bool try_group(Group *g, Axis *members, Error *e) {
-    if (!host_exchange(g, members, &g->axis, sizeof g->axis, e)) return false;
-    for (int j = 0; j < g->axis.size; j++) {
-        Axis m = members[j], a = g->axis;
-        MUST(m.name == a.name && m.size == a.size && m.first == a.first && m.stride == a.stride && m.index == j);
-    }
-    return true;
-}
-
-bool comm_greet(Comm *c, uint64_t settings, Error *e) {
-    size_t world = (size_t)c->mesh.world;
-    uint64_t *all = calloc(world, sizeof *all);
-    Axis *members = calloc(world, sizeof *members);
-    MUST(all && members);
-    bool ok = same_settings(c, settings, all, e);
-    for (int a = 0; ok && a < AXIS_COUNT; a++) ok = try_group(&c->group[a], members, e);
-    free(members);
-    free(all);
-    return ok;
 }

@@ -71,9 +71,19 @@ typedef struct Comm {
 /* Staging of one rank: reductions run in rounds of at most COMM_ROUND_BYTES per member. */
 enum { COMM_ROUND_BYTES = 1 << 20 };
 bool comm_open(Comm *c, const Mesh *m, Wire *w, Device *d, Error *e);
-/* Before anything is made: all ranks have the same `settings` (a hash; else EXIT_USAGE, in the same words
- * everywhere), and every group has been used once, by exactly the members that the mesh says. Not metered. */
-bool comm_greet(Comm *c, uint64_t settings, Error *e);
+/* One of the things that must be the same on all ranks. */
+typedef struct {
+    const char *differs; /* "the data differs" */
+    const char *remedy;  /* "give every host the same files" */
+    uint64_t hash;
+} Shared;
+/* All ranks have the same hashes; else EXIT_USAGE, in the same words everywhere: what differs on which ranks from most
+ * others (where no most agree, from rank 0). Every rank gives the same list. Not metered. */
+bool comm_same(Comm *c, const Shared *things, int count, Error *e);
+/* Before anything is made: comm_same, and every group has been used once, by exactly the members that the mesh says.
+ * things[0] is the program's version. It is compared first and alone, by a message that no version may change, because
+ * another version may have another list. */
+bool comm_greet(Comm *c, const Shared *things, int count, Error *e);
 void comm_close(Comm *c);
 
 /* ---- Collectives (s: the network stream; shapes by element counts) ----------------------------- */
@@ -123,6 +133,8 @@ void barrier(Group *g, Stream *s);
 /* Host messages, outside the step (checkpoints, start-up): every rank gives `bytes`, gets everyone's one after
  * another in `all` [world * bytes]. Blocks. */
 bool host_gather(Comm *c, void *all, const void *mine, size_t bytes, Error *e);
+/* The same inside one group: [size * bytes]. */
+bool host_exchange(Group *g, void *all, const void *mine, size_t bytes, Error *e);
 /* host_agree: true when every rank says true; otherwise false everywhere, with the first failing rank's Error in *e. */
 bool host_agree(Comm *c, bool mine, Error *e);
 

@@ -31,6 +31,7 @@ int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t bytes, int
 /* Bytes of one id (not terminated, owned by the tokenizer); length in *bytes. Empty for an id that the
  * vocabulary lacks, which a model with padded vocabulary may produce. */
 const char *tokenizer_decode(const Tokenizer *t, int32_t id, size_t *bytes);
+uint64_t tokenizer_hash(const Tokenizer *t); /* of what encode and decode do */
 /* Writes tokenizer.json and tokenizer_config.json that `transformers` loads into `directory`. */
 bool tokenizer_write(const Tokenizer *t, const char *directory, Error *e);
 

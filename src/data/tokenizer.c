@@ -284,6 +284,17 @@ int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t bytes, int
     return (int64_t)bytes;
 }
 
+uint64_t tokenizer_hash(const Tokenizer *t) {
+    uint64_t hash = hash_more(HASH_START, t->id_of_byte, sizeof t->id_of_byte);
+    for (size_t i = 0; i < t->count; i++) {
+        const Symbol *s = &t->symbols[i];
+        hash = hash_more(hash, &s->id, sizeof s->id);
+        hash = hash_more(hash, &s->bytes, sizeof s->bytes);
+        hash = hash_more(hash, s->text, s->bytes);
+    }
+    return hash;
+}
+
 const char *tokenizer_decode(const Tokenizer *t, int32_t id, size_t *bytes) {
     const Symbol wanted = {.id = id};
     const Symbol *symbol = bsearch(&wanted, t->symbols, t->count, sizeof *t->symbols, by_id);

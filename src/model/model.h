@@ -40,6 +40,7 @@ typedef struct {
     bool (*read)(struct Spec *s, const json_t *config, const char *where, Error *e); /* what this family alone has */
 } Family;
 
+/* A new field is a row of spec_compare.c too. */
 typedef struct Spec {
     const Family *family;
     int64_t layers, hidden, heads, kv_heads, head_dim, vocabulary;

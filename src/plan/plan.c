@@ -49,7 +49,7 @@ static bool price_steps(Run *r, TraceRank *traced, Price *out, Error *e) {
 static void price_rank(void *context, int rank) {
     Pricing *p = context;
     Error *e = &p->errors[rank];
-    p->runs[rank] = run_open(p->config, p->spec, NULL, p->wires[rank], p->device, NULL, e);
+    p->runs[rank] = run_open(&(Common){.config = p->config, .spec = p->spec}, p->wires[rank], p->device, NULL, e);
     bool ok = p->runs[rank] && trace_join(p->trace, p->runs[rank], &p->traced[rank], e) &&
               price_steps(p->runs[rank], p->traced[rank], &p->out[rank], e);
     if (!ok) p->wires[rank]->poison(p->wires[rank], e);

@@ -34,6 +34,7 @@ static bool evaluate_rank(Session *s, Run *r, Error *e) {
 int evaluate_command(Session *s, PriceFunction price) {
     Error e = {0};
     if (!session_data(s, &e)) return session_error(&e);
+    s->request = hash_line(HASH_START, "evaluate");
     return session_run(s, price, evaluate_rank, NULL);
 }
 
@@ -56,11 +57,20 @@ static bool generate_rank(Session *s, Run *r, Error *e) {
     return ok;
 }
 
+static uint64_t generate_request(const GenerateOptions *o) {
+    double sampling[] = {o->sampling.temperature, o->sampling.top_p};
+    uint64_t hash = hash_line(hash_line(HASH_START, "generate"), o->prompt);
+    hash = hash_more(hash, &o->tokens, sizeof o->tokens);
+    hash = hash_more(hash, &o->sampling.seed, sizeof o->sampling.seed);
+    return hash_more(hash, sampling, sizeof sampling);
+}
+
 int generate_command(Session *s, PriceFunction price, const GenerateOptions *options) {
     Error e = {0};
     if (!*options->prompt) {
         fail(&e, EXIT_USAGE, "generate needs a prompt: --prompt TEXT");
         return session_error(&e);
     }
+    s->request = generate_request(options);
     return session_run(s, price, generate_rank, (void *)(uintptr_t)options);
 }

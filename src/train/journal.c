@@ -3,7 +3,7 @@
 
 #include "base/file.h"
 #include "base/json.h"
-#include "checkpoint/snapshot.h"
+#include "train/settings.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -45,20 +45,6 @@ static bool make_directories(const char *path, Error *e) {
     }
 }
 
-/* Without a checkpoint there is nothing that other settings could disagree with. */
-static bool same_settings(const char *run, const Config *c, Error *e) {
-    int64_t *steps, checkpoints;
-    if (!snapshots_list(snapshot_parent(run).text, &steps, &checkpoints, e)) return false;
-    free(steps);
-    Path path = path_join(run, "config.yaml");
-    if (checkpoints == 0 || access(path.text, F_OK) != 0) return true;
-    Config before;
-    if (!config_read(&before, path.text, NULL, 0, e)) return false;
-    bool ok = config_resumable(c, &before, e);
-    config_close(&before);
-    return ok;
-}
-
 /* The lock is the directory's own and goes with the process. Where a file system has none, two runs are not told
  * apart. */
 static bool lock_directory(const char *run, int *lock, Error *e) {
@@ -73,21 +59,11 @@ static bool lock_directory(const char *run, int *lock, Error *e) {
 
 bool journal_claim(const char *run, const Config *c, int *lock, Error *e) {
     bool absent = access(run, F_OK) != 0 && errno == ENOENT;
-    return absent || (lock_directory(run, lock, e) && same_settings(run, c, e));
+    return absent || (lock_directory(run, lock, e) && settings_resumable(run, c, e));
 }
 
-bool journal_prepare(const char *run, const Config *c, int *lock, Error *e) {
-    char path[4200], *text = NULL;
-    size_t bytes = 0;
-    snprintf(path, sizeof path, "%s/config.yaml", run);
-    if (!make_directories(run, e) || !lock_directory(run, lock, e)) return false;
-    FILE *f = open_memstream(&text, &bytes);
-    MUST(f);
-    config_write(c, f);
-    fclose(f);
-    bool ok = file_write(path, text, bytes, e);
-    free(text);
-    return ok;
+bool journal_prepare(const char *run, int *lock, Error *e) {
+    return make_directories(run, e) && lock_directory(run, lock, e);
 }
 
 /* Keeps the whole lines whose "step" is at most `step`. */

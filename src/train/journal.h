@@ -11,8 +11,8 @@ typedef struct Journal Journal;
  * open, and refused where its checkpoints were made with settings that may not be resumed with these
  * (config_resumable). */
 bool journal_claim(const char *run, const Config *c, int *lock, Error *e);
-/* Makes the run directory, takes it if that is still to be done, and writes the resolved config.yaml. */
-bool journal_prepare(const char *run, const Config *c, int *lock, Error *e);
+/* Makes the run directory, and takes it if that is still to be done. */
+bool journal_prepare(const char *run, int *lock, Error *e);
 /* Opens the files; metrics later than `step` steps, of a run that was killed after its last checkpoint, are dropped. */
 Journal *journal_open(const char *run, const Config *c, int64_t step, Error *e);
 void journal_close(Journal *j);

@@ -2,6 +2,8 @@
 #include "train/run.h"
 #include "train/answers.h"
 
+#include "model/spec_compare.h"
+
 #include "ops/kernels.h"
 
 #include <math.h>
@@ -187,7 +189,21 @@ static bool open_arenas(Run *r, const size_t *bytes, Error *e) {
            arena_open(&r->host, d, "host", TIER_HOST, bytes[ARENA_HOST], e);
 }
 
-static bool open_all(Run *r, Wire *wire, const char *device, const size_t *bytes, Error *e) {
+static bool greet(Comm *comm, const Common *c, Error *e) {
+    const Shared things[] = {
+        {"the version of mop differs", "install the same mop on every host", hash_line(HASH_START, MOP_VERSION)},
+        {"the command or its arguments differ", "give every rank the same command line", c->request},
+        {"the settings differ", "give every rank the same configuration and the same --set", config_shared(c->config)},
+        {"the model's description differs", "give every host the same config.json", spec_hash(c->spec)},
+        {"the tokenizer differs", "give every host the same tokenizer.json",
+         c->tokenizer ? tokenizer_hash(c->tokenizer) : 0},
+        {"the data differs", "give every host the same files at data.path",
+         c->tokens ? tokens_info(c->tokens).hash : 0},
+    };
+    return comm_greet(comm, things, COUNT(things), e);
+}
+
+static bool open_all(Run *r, Wire *wire, const char *device, const size_t *bytes, const Common *common, Error *e) {
     const Config *c = r->config;
     Mesh mesh;
     if (!mesh_plan(&mesh, c, wire->world, wire->rank, e)) return false;
@@ -198,7 +214,7 @@ static bool open_all(Run *r, Wire *wire, const char *device, const size_t *bytes
     device_rate(r->device, c->compute_type);
     r->comm.device = r->device;
     if (!comm_open(&r->comm, &mesh, wire, r->device, e)) return false;
-    if (!r->device->sim && !comm_greet(&r->comm, config_shared(c), e)) return false;
+    if (!r->device->sim && !greet(&r->comm, common, e)) return false;
     if (!open_arenas(r, bytes, e)) return false;
     r->store = store_open(c, r->spec, &r->comm, bytes, e);
     if (!r->store) return false;
@@ -209,19 +225,20 @@ static bool open_all(Run *r, Wire *wire, const char *device, const size_t *bytes
     return r->answers != NULL;
 }
 
-Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wire, const char *device,
-              const Price *sizes, Error *e) {
+Run *run_open(const Common *common, Wire *wire, const char *device, const Price *sizes, Error *e) {
+    const Config *c = common->config;
+    const Spec *spec = common->spec;
     size_t bytes[ARENA_COUNT];
     for (int a = 0; a < ARENA_COUNT; a++)
         bytes[a] = sizes ? sizes->bytes[a] : a == ARENA_HOST ? UNLIMITED_HOST : UNLIMITED_DEVICE;
     Run *r = calloc(1, sizeof *r);
     MUST(r);
-    *r = (Run){.config = c, .spec = spec, .tokens = tokens, .micro_batches = c->train_micro_batches};
+    *r = (Run){.config = c, .spec = spec, .tokens = common->tokens, .micro_batches = c->train_micro_batches};
     r->micro = calloc((size_t)r->micro_batches, sizeof *r->micro);
     r->saved = calloc((size_t)(r->micro_batches * spec->layers), sizeof *r->saved);
     r->marks = calloc((size_t)spec->layers, sizeof *r->marks);
     MUST(r->micro && r->saved && r->marks);
-    if (open_all(r, wire, device, bytes, e)) return r;
+    if (open_all(r, wire, device, bytes, common, e)) return r;
     run_close(r);
     return NULL;
 }

@@ -71,10 +71,20 @@ typedef struct Run {
     int64_t bad_steps; /* consecutive */
 } Run;
 
-/* `sizes` NULL: every arena unlimited (sim only). On failure nothing is left open. The wire and everything passed in
- * outlive the Run. */
-Run *run_open(const Config *c, const Spec *spec, const Tokens *tokens, Wire *wire, const char *device,
-              const Price *sizes, Error *e);
+/* What a Run is opened with, and all ranks of a run must have in common, whatever the files are called that they have
+ * it from. */
+typedef struct {
+    const Config *config;
+    const Spec *spec;
+    const Tokenizer *tokenizer; /* NULL: none */
+    const Tokens *tokens;       /* NULL: none */
+    uint64_t request;           /* a hash of the command and its arguments */
+} Common;
+
+/* `sizes` NULL: every arena unlimited (sim only). Before anything is made the ranks show each other what they have in
+ * common (not on sim); EXIT_USAGE says what differs on which ranks. On failure nothing is left open. The wire and
+ * everything passed in outlive the Run. */
+Run *run_open(const Common *common, Wire *wire, const char *device, const Price *sizes, Error *e);
 void run_close(Run *r);
 Arena *run_arena(Run *r, ArenaName a);
 void run_price(Run *r, Price *out);         /* peaks and meter so far */

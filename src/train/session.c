@@ -158,8 +158,10 @@ static void let_leader_speak(void) {
 }
 
 int session_error(const Error *e) {
+    Error own = *e;
     let_leader_speak();
-    return error_print(e);
+    if (wire_mpi_rank() > 0 && !strstr(own.text, "(rank ")) error_place(&own, " (rank %d)", wire_mpi_rank());
+    return error_print(&own);
 }
 
 void error_place(Error *e, const char *format, ...) {
@@ -186,7 +188,8 @@ static void rank_main(void *context, int index) {
     Session *s = all->session;
     Error e = {0};
     Wire *w = s->wires[index];
-    all->runs[index] = run_open(s->config, &s->spec, s->tokens, w, s->config->device, &s->price[w->rank], &e);
+    Common common = {s->config, &s->spec, s->tokenizer, s->tokens, s->request};
+    all->runs[index] = run_open(&common, w, s->config->device, &s->price[w->rank], &e);
     if (!all->runs[index] && s->world > 1 && e.code != EXIT_USAGE) error_place(&e, " (rank %d)", w->rank);
     bool ok = (all->runs[index] && s->body(s, all->runs[index], &e)) || e.code == EXIT_STOPPED;
     if (!ok) {

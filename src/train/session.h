@@ -21,6 +21,7 @@ struct Session {
     Tokens *tokens;
     Path model;              /* the directory that model.path means; "" without one */
     const char *weights;     /* its text: a checkpoint to start from; "": random */
+    uint64_t request;        /* a hash of the command and its arguments, which all ranks must share */
     int world, local, first; /* ranks in all; in this process; the first of those */
     Price *price;            /* [world]; this and what follows only while ranks run */
     Wire **wires;            /* [local] */

@@ -1,6 +1,6 @@
 /* The training loop around step.c: resume, step, journal, sample, checkpoint, stop. */
 #include "train/train.h"
-#include "train/journal.h"
+#include "train/settings.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -74,7 +74,7 @@ static bool start(Trainer *t, Training *training, Error *e) {
     t->run->updates = t->state.updates;
     if (!trace_join(training->trace, t->run, &t->trace, e)) return false;
     if (t->run->comm.mesh.rank != 0) return true;
-    if (journal_prepare(run, s->config, &training->lock, e))
+    if (journal_prepare(run, &training->lock, e))
         t->journal = journal_open(run, s->config, t->state.step, e);
     if (!t->journal) return false;
     journal_banner(t->journal, s, t->run, t->state.step);
@@ -82,7 +82,7 @@ static bool start(Trainer *t, Training *training, Error *e) {
         journal_event(t->journal, "damaged", t->state.step, "%lld newer checkpoint%s passed over: %s",
                       (long long)report.damaged, report.damaged == 1 ? "" : "s", report.damage);
     if (report.found) journal_event(t->journal, "resume", t->state.step, "from %s", report.directory);
-    return true;
+    return settings_record(t->journal, run, s->config, &report, e);
 }
 
 static bool save(Trainer *t, Error *e) {
@@ -208,6 +208,7 @@ int train_command(Session *s, const char *run, const TraceOptions *trace, PriceF
         code = session_error(&e);
     } else {
         watch_signals();
+        s->request = hash_line(HASH_START, "train");
         code = session_run(s, price, train_rank, &training);
     }
     if (training.lock >= 0) close(training.lock);
