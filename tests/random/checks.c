@@ -299,7 +299,7 @@ static const struct {
 void check_bits(const Case *c, const char *directory) {
     Made *m = case_make(c);
     Result expected = run(m, &(Way){0});
-    for (size_t i = (size_t)case_value(c, FIELD_OTHER) % 2; i < COUNT(variants); i += 2) {
+    for (size_t i = (size_t)case_value(c, DRAWN_OTHER) % 2; i < COUNT(variants); i += 2) {
         Way way = variants[i].way;
         if (way.saves) way.run = directory;
         Result got = run(m, &way);
@@ -312,12 +312,12 @@ void check_bits(const Case *c, const char *directory) {
 
 void check_resume(const Case *c, const char *directory) {
     Made *m = case_make(c);
-    int64_t stop = 1 + case_value(c, FIELD_STOP) % (MADE_STEPS - 1);
+    int64_t stop = 1 + case_value(c, DRAWN_STOP) % (MADE_STEPS - 1);
     Result expected = run(m, &(Way){0});
     Result begun = run(m, &(Way){.run = directory, .until = stop});
     Result same = run(m, &(Way){.run = directory, .from = stop});
     assert_same_bits_of("stopped and resumed", &same, &expected, stop);
-    bool fp64 = c->pick[FIELD_TYPE] == 0;
+    bool fp64 = c->pick[DRAWN_TYPE] == 0;
     if (fp64) {
         Result one = run(m, &(Way){.alone = true});
         finite_or_idle(&one);

@@ -42,16 +42,16 @@ static void clean(const Options *o) {
 }
 
 static void run_check(const Case *c, const Options *o, const char *directory) {
-    switch ((Check)c->pick[FIELD_CHECK]) {
+    switch ((Check)c->pick[DRAWN_CHECK]) {
     case CHECK_LAYOUT: check_layout(c, directory); return;
     case CHECK_BITS: check_bits(c, directory); return;
     case CHECK_RESUME: check_resume(c, directory); return;
     default: break;
     }
     if (!o->mop) check_idle("idle: needs the program, --mop");
-    if (c->pick[FIELD_CHECK] == CHECK_KILLED) check_killed(c, directory, o->mop);
-    if (c->pick[FIELD_CHECK] == CHECK_MPI) check_mpi(c, directory, o->mop);
-    if (c->pick[FIELD_CHECK] == CHECK_NONSENSE) check_nonsense(c, directory, o->mop);
+    if (c->pick[DRAWN_CHECK] == CHECK_KILLED) check_killed(c, directory, o->mop);
+    if (c->pick[DRAWN_CHECK] == CHECK_MPI) check_mpi(c, directory, o->mop);
+    if (c->pick[DRAWN_CHECK] == CHECK_NONSENSE) check_nonsense(c, directory, o->mop);
 }
 
 static _Noreturn void be_a_trial(const Case *c, const Options *o, const char *said) {
@@ -101,14 +101,14 @@ static void show(const char *said) {
 
 /* ---- Simpler ------------------------------------------------------------------------------------- */
 
-/* Field by field its simplest value with which the case still fails, until nothing gets simpler or time is up. */
+/* Drawn by field its simplest value with which the case still fails, until nothing gets simpler or time is up. */
 static Case shrink(Case c, const Options *o) {
     char said[120];
     double until = seconds_now() + SHRINK_SECONDS;
     for (bool simpler = true; simpler;) {
         simpler = false;
-        for (int f = 0; f < FIELDS; f++) {
-            int tries = case_simpler(&c, (Field)f);
+        for (int f = 0; f < DRAWN_COUNT; f++) {
+            int tries = case_simpler(&c, (Drawn)f);
             for (int i = 0; i < tries && seconds_now() < until; i++) {
                 Case next = c;
                 next.pick[f] = i;
@@ -139,7 +139,7 @@ static int many(const Options *o, const char *program) {
         Case c = case_draw(o->seed, i);
         Outcome out = try_case(&c, o, said, sizeof said);
         count[out]++;
-        by[c.pick[FIELD_CHECK]]++;
+        by[c.pick[DRAWN_CHECK]]++;
         if (out != FAILED) continue;
         printf("\ntrial %lld of seed %llu fails:\n", (long long)i, (unsigned long long)o->seed);
         show(said);
