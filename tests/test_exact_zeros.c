@@ -259,8 +259,8 @@ static void one_word(Bench *b) {
     assert_zero(b, "dlogits of a part", dlogits);
 }
 
-/* A row of which the target is far ahead, on top of logits near 1000: what is left of it is log(1 + 2 e^-20), to the last
- * digits of a double, wherever the others lie. Sums are doubles in an fp64 run alone. */
+/* A row of which the target is far ahead, on top of logits near 1000: what is left is log(1 + 2 e^-20), and not what a
+ * rounding of 1000 leaves of it. Sums are doubles in an fp64 run alone. */
 static void one_certain_word(Bench *b) {
     if (b->real != FP64) return;
     Tensor logits = constant(b, FP64, 1000, DIM(1, 3)), target = constant(b, INT32, 1, DIM(1));
