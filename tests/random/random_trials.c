@@ -10,6 +10,7 @@
 #include "random/checks.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +22,8 @@
 #include <unistd.h>
 
 typedef struct {
-    const char *mop, *words, *write;
+    char mop[PATH_MAX]; /* "": none */
+    const char *words, *write;
     char directory[40]; /* of trials: what one says, and a directory for it */
     double seconds;
     uint64_t seed;
@@ -48,7 +50,7 @@ static void run_check(const Case *c, const Options *o, const char *directory) {
     case CHECK_RESUME: check_resume(c, directory); return;
     default: break;
     }
-    if (!o->mop) check_idle("idle: needs the program, --mop");
+    if (!*o->mop) check_idle("idle: needs the program, --mop");
     if (c->pick[DRAWN_CHECK] == CHECK_KILLED) check_killed(c, directory, o->mop);
     if (c->pick[DRAWN_CHECK] == CHECK_MPI) check_mpi(c, directory, o->mop);
     if (c->pick[DRAWN_CHECK] == CHECK_NONSENSE) check_nonsense(c, directory, o->mop);
@@ -182,9 +184,9 @@ static bool read_options(Options *o, int argc, char **argv) {
     for (int i = 1; i < argc; i += 2) {
         const char *word = argv[i], *value = argv[i + 1]; /* argv ends with NULL */
         if (!value) return false;
-        if (strcmp(word, "--mop") == 0)
-            o->mop = realpath(value, NULL);
-        else if (strcmp(word, "--case") == 0)
+        if (strcmp(word, "--mop") == 0) {
+            if (!realpath(value, o->mop)) return false;
+        } else if (strcmp(word, "--case") == 0)
             o->words = value;
         else if (strcmp(word, "--write") == 0)
             o->write = value;
