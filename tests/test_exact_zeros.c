@@ -259,6 +259,28 @@ static void one_word(Bench *b) {
     assert_zero(b, "dlogits of a part", dlogits);
 }
 
+/* A row of which the target is far ahead, on top of logits near 1000: what is left is log(1 + 2 e^-20), and not what a
+ * rounding of 1000 leaves of it. Sums are doubles in an fp64 run alone. */
+static void one_certain_word(Bench *b) {
+    if (b->real != FP64) return;
+    Tensor logits = constant(b, FP64, 1000, DIM(1, 3)), target = constant(b, INT32, 1, DIM(1));
+    Tensor loss = constant(b, FP64, 0, DIM(1)), parts = constant(b, FP64, 0, DIM(1));
+    Tensor trained = constant(b, FP64, 1, DIM(1)), stats = normal(b, FP64, DIM(1, LOSS_STATS));
+    tensor_put(logits, 1, 1020);
+    cross_entropy(b->stream, loss, NONE, logits, target, trained);
+    cross_entropy_part(b->stream, stats, logits, target, 0);
+    cross_entropy_sum(b->stream, parts, stats, target);
+    stream_finish(b->stream);
+    double expected = log(1 + 2 * exp(-20));
+    assert_true(fabs(tensor_get(loss, 0) - expected) <= 1e-6 * expected);
+    assert_true(fabs(tensor_get(parts, 0) - expected) <= 1e-6 * expected);
+}
+
+static void a_small_loss_is_not_lost_beside_large_logits(void **state) {
+    (void)state;
+    on_all(one_certain_word);
+}
+
 static void a_vocabulary_of_one_has_no_loss_and_no_gradient(void **state) {
     (void)state;
     on_all(one_word);
@@ -271,6 +293,7 @@ int main(void) {
         cmocka_unit_test(a_router_of_one_expert_has_no_gradient),
         cmocka_unit_test(experts_that_are_all_chosen_are_in_balance),
         cmocka_unit_test(a_vocabulary_of_one_has_no_loss_and_no_gradient),
+        cmocka_unit_test(a_small_loss_is_not_lost_beside_large_logits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -127,57 +127,100 @@ static const char one_layer[] =
     "\"num_experts_per_tok\": 1, \"intermediate_size\": 8, \"rms_norm_eps\": 1e-5, \"rope_theta\": 10000, "
     "\"tie_word_embeddings\": false, \"hidden_act\": \"silu\", \"sliding_window\": null}";
 
-/* Of a step on rank 0: when the sum of the head's gradients has ended, and when the embedding's are set to 0. */
+/* What rank 0 did in a step. */
 typedef struct {
-    double summed, zeroed;
-} Reuse;
+    Timeline line[STREAM_COUNT];
+    int64_t step;
+} Watched;
 
-enum { ROOM = 1 << 14 };
-
-static bool find_reuse(Run *r, void *context, Error *e) {
-    Reuse *out = context;
+static bool watch_step(Run *r, void *context, Error *e) {
+    enum { ROOM = 1 << 14 };
+    Watched *w = context;
     StepResult step;
-    Timeline line[STREAM_COUNT] = {{0}};
+    bool watched = r->comm.mesh.rank == 0;
+    for (int64_t i = 0; i < w->step; i++)
+        if (!train_step(r, i, false, &step, e)) return false;
     device_settle(r->device);
-    for (int s = 0; s < STREAM_COUNT; s++) {
-        line[s] = (Timeline){.work = calloc(ROOM, sizeof(Timed)), .room = ROOM};
-        r->device->stream[s].timeline = &line[s];
+    for (int s = 0; s < STREAM_COUNT && watched; s++) {
+        w->line[s] = (Timeline){.work = calloc(ROOM, sizeof(Timed)), .room = ROOM};
+        assert_non_null(w->line[s].work);
+        r->device->stream[s].timeline = &w->line[s];
     }
-    bool ok = train_step(r, 0, false, &step, e), found = false;
-    const Timeline *network = &line[STREAM_NETWORK], *compute = &line[STREAM_COMPUTE];
-    for (int64_t i = 0; r->comm.mesh.rank == 0 && i < network->count && !found; i++) {
-        const Timed *t = &network->work[i];
-        found = t->label.kind == WORK_COLLECTIVE && t->label.what == REDUCE_SCATTER &&
-                t->label.component == COMPONENT_VOCABULARY;
-        out->summed = t->end;
-    }
-    for (int64_t i = 0; r->comm.mesh.rank == 0 && i < compute->count; i++) {
-        const Timed *t = &compute->work[i];
-        bool zero = t->label.kind == WORK_OP && t->label.what == OP_ZERO;
-        if (zero && t->label.component == COMPONENT_VOCABULARY && t->end > t->start) out->zeroed = t->start;
-    }
-    if (r->comm.mesh.rank == 0) assert_true(found && network->lost + compute->lost == 0);
-    for (int s = 0; s < STREAM_COUNT; s++) {
+    bool ok = train_step(r, w->step, false, &step, e);
+    for (int s = 0; s < STREAM_COUNT && watched; s++) {
+        assert_int_equal(w->line[s].lost, 0);
         r->device->stream[s].timeline = NULL;
-        free(line[s].work);
     }
     return ok;
+}
+
+static Watched watch(RanksSetup setup, int64_t step) {
+    Watched w = {.step = step};
+    Ranks *r = ranks_open(setup);
+    ranks_run(r, watch_step, &w);
+    ranks_close(r);
+    return w;
+}
+
+static void watched_free(Watched *w) {
+    for (int s = 0; s < STREAM_COUNT; s++) free(w->line[s].work);
+}
+
+static bool is_work(const Timed *t, WorkKind kind, int what, Component component) {
+    return t->label.kind == kind && t->label.what == what && t->label.component == component;
 }
 
 /* Head and embedding lie in one slot. With one narrow layer between them nothing else that the embedding's gradients
  * wait for comes behind the sum of the head's. */
 static void a_slot_of_gradients_is_not_used_again_while_its_sum_travels(void **state) {
     (void)state;
-    RanksSetup setup = {.world = 8,
-                        .spec = one_layer,
-                        .sets = {"device=sim:h200", "compute.type=bf16", "train.sequences=8", "mixture.dense=8",
-                                 "train.sequence_length=8"}};
-    Reuse reuse = {0};
-    Ranks *r = ranks_open(setup);
-    ranks_run(r, find_reuse, &reuse);
-    ranks_close(r);
-    print_message("    summed at %.6f s, zeroed at %.6f s\n", reuse.summed, reuse.zeroed);
-    assert_true(reuse.summed > 0 && reuse.zeroed >= reuse.summed);
+    Watched w = watch((RanksSetup){.world = 8,
+                                   .spec = one_layer,
+                                   .sets = {"device=sim:h200", "compute.type=bf16", "train.sequences=8",
+                                            "mixture.dense=8", "train.sequence_length=8"}},
+                      0);
+    const Timeline *network = &w.line[STREAM_NETWORK], *compute = &w.line[STREAM_COMPUTE];
+    double summed = 0, zeroed = 0;
+    for (int64_t i = 0; i < network->count && summed == 0; i++) /* the head's is the first */
+        if (is_work(&network->work[i], WORK_COLLECTIVE, REDUCE_SCATTER, COMPONENT_VOCABULARY))
+            summed = network->work[i].end;
+    for (int64_t i = 0; i < compute->count; i++) /* the embedding's slot is the last */
+        if (is_work(&compute->work[i], WORK_OP, OP_ZERO, COMPONENT_VOCABULARY) &&
+            compute->work[i].end > compute->work[i].start)
+            zeroed = compute->work[i].start;
+    print_message("    summed at %.6f s, zeroed at %.6f s\n", summed, zeroed);
+    assert_true(summed > 0 && zeroed >= summed);
+    watched_free(&w);
+}
+
+/* When the AdamW of a part ended: parts are updated in the order in which they are fetched, the embedding first. */
+static double updated_at(const Timeline *compute, int64_t part) {
+    for (int64_t i = 0; i < compute->count; i++)
+        if (is_work(&compute->work[i], WORK_OP, OP_ADAMW, COMPONENT_OPTIMIZER) && part-- == 0)
+            return compute->work[i].end;
+    fail_msg("no part %lld was updated", (long long)part);
+    return 0;
+}
+
+/* The next layer's weights set off while this one works, and not before they are what they will be. */
+static void weights_are_gathered_when_their_update_has_been_made(void **state) {
+    (void)state;
+    enum { LAYERS = 4 };
+    Watched w = watch((RanksSetup){.world = 8,
+                                   .spec = wide,
+                                   .sets = {"device=sim:h200", "compute.type=bf16", "train.sequences=8",
+                                            "mixture.dense=8", "train.sequence_length=8"}},
+                      1);
+    const Timeline *network = &w.line[STREAM_NETWORK], *compute = &w.line[STREAM_COMPUTE];
+    bool gathered[LAYERS] = {false};
+    for (int64_t i = 0; i < network->count; i++) {
+        const Timed *t = &network->work[i];
+        if (!is_work(t, WORK_COLLECTIVE, ALL_GATHER, COMPONENT_DENSE) || gathered[t->label.layer]) continue;
+        gathered[t->label.layer] = true; /* in forward; in backward it is gathered again */
+        assert_true(t->start >= updated_at(compute, t->label.layer + 1));
+    }
+    for (int i = 0; i < LAYERS; i++) assert_true(gathered[i]);
+    watched_free(&w);
 }
 
 int main(void) {
@@ -187,6 +230,7 @@ int main(void) {
         cmocka_unit_test(weights_of_the_next_layer_come_while_one_is_worked_on),
         cmocka_unit_test(the_loss_of_one_round_is_made_while_the_next_one_arrives),
         cmocka_unit_test(a_slot_of_gradients_is_not_used_again_while_its_sum_travels),
+        cmocka_unit_test(weights_are_gathered_when_their_update_has_been_made),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,8 @@
-/* Scratch by formulas of its own. A plan is a run on a device that counts: what a pass leaks, the plan leaks as well, and
- * one held to the other shows nothing. So the work arena at its fullest is held to the sizes of what must be there at
- * that moment, for attention and for the loss; test_memory.c does so for the experts. Models are such that the arena is
- * fullest with what is asked for, in many slices of heads and chunks of tokens: what one of them leaves behind shows. */
+/* Scratch by formulas of its own. A plan is a run on a device that counts: what a pass leaks, the plan leaks as well,
+ * and one held to the other shows nothing. So the work arena at its fullest is held to the sizes of what must be there
+ * at that moment, for attention and for the loss; test_memory.c does so for the experts. Models are such that the arena
+ * is fullest with what is asked for, in many slices of heads and chunks of tokens: what one of them leaves behind
+ * shows. */
 #include "trials.h"
 
 #include <setjmp.h>

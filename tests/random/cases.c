@@ -17,7 +17,7 @@ static const struct {
     int values;
     const char *names[MOST_VALUES];
     int up_to;
-} fields[FIELDS] = {
+} fields[DRAWN_COUNT] = {
 #define VALUES(...) {__VA_ARGS__}, COUNT(((int64_t[]){__VA_ARGS__}))
 #define NAMES(...)                                                                                                     \
     {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, COUNT(((const char *[]){__VA_ARGS__})), {                                          \
@@ -25,60 +25,60 @@ static const struct {
     }
 #define BELOW(n) {0}, n, {0}, n
     /* clang-format off */
-    [FIELD_CHECK] = {"check", NAMES("layout", "bits", "resume", "killed", "mpi", "nonsense")},
-    [FIELD_FAMILY] = {"family", NAMES("mixtral", "olmoe", "qwen3_moe")},
-    [FIELD_LAYERS] = {"layers", VALUES(1, 2, 3)},
-    [FIELD_HIDDEN] = {"hidden", VALUES(8, 4, 16, 17, 33)}, /* OLMoE: heads of head_dim */
-    [FIELD_KV_HEADS] = {"kv_heads", VALUES(1, 2, 3, 4)},
-    [FIELD_SHARE] = {"share", VALUES(1, 2, 3)},
-    [FIELD_HEAD_DIM] = {"head_dim", VALUES(4, 2, 6, 10)},
-    [FIELD_EXPERTS] = {"experts", VALUES(2, 1, 3, 4, 5, 8, 17)},
-    [FIELD_TOP_K] = {"top_k", VALUES(1, 2, 3, 8)}, /* at most the experts */
-    [FIELD_WIDTH] = {"width", VALUES(3, 1, 8, 13)},
-    [FIELD_DENSE_LAYERS] = {"dense_layers", NAMES("none", "first", "last")}, /* Qwen3-MoE, if another layer is left */
-    [FIELD_NORMALISE] = {"normalise", VALUES(0, 1)},
-    [FIELD_TIED] = {"tied", VALUES(0, 1)},
-    [FIELD_WINDOW] = {"window", VALUES(0, 1, 2, 5, 16)}, /* not OLMoE */
-    [FIELD_VOCABULARY] = {"vocabulary", VALUES(31, 2, 7, 67, 97)},
-    [FIELD_RANGE] = {"range_thousandths", VALUES(100, 20, 300)},
-    [FIELD_DOCUMENTS] = {"documents", VALUES(8, 1, 2, 3, 20, 60)},
-    [FIELD_LONGEST] = {"longest", VALUES(8, 1, 2, 3, 25, 70)},
-    [FIELD_LABELLED] = {"labelled", NAMES("no", "some", "few")},
-    [FIELD_DATA] = {"data", BELOW(EVERY)},
-    [FIELD_TYPE] = {"type", NAMES("fp64", "fp32", "bf16")}, /* of all checks but `layout` */
-    [FIELD_LENGTH] = {"length", VALUES(8, 1, 2, 3, 5, 16, 23, 40)},
-    [FIELD_SEQUENCES] = {"sequences", VALUES(2, 1, 3, 5, 8)},
-    [FIELD_MICRO_BATCHES] = {"micro_batches", VALUES(1, 2, 3, 5)},
-    [FIELD_DISPATCH] = {"dispatch", VALUES(0, 1, 2, 5, 11)},
-    [FIELD_CHUNK] = {"chunk", VALUES(1024, 1, 3, 7, 20)},
-    [FIELD_ULYSSES_HEADS] = {"ulysses_heads", VALUES(1, 2, 3)},
-    [FIELD_IMPORTS] = {"imports", VALUES(0, 1, 2, 3, 40)},
-    [FIELD_THRESHOLD] = {"threshold_tenths", VALUES(10, 13)},
-    [FIELD_RECOMPUTE] = {"recompute", VALUES(0, 1)},
-    [FIELD_BLOCKING] = {"blocking", VALUES(0, 1)},
-    [FIELD_THREADS] = {"threads", VALUES(1, 2, 3)},
-    [FIELD_CLIP] = {"clip_tenths", VALUES(10, 0, 1)},
-    [FIELD_BALANCE] = {"balance_thousandths", VALUES(0, 20, 300)},
-    [FIELD_ROUTER_Z] = {"router_z_thousandths", VALUES(0, 3, 100)},
-    [FIELD_RATE] = {"rate_thousandths", VALUES(1, 3, 20)},
-    [FIELD_DECAY] = {"decay_tenths", VALUES(1, 0)},
-    [FIELD_SCHEDULE] = {"schedule", NAMES("constant", "linear", "cosine")},
-    [FIELD_WARMUP] = {"warmup", VALUES(0, 1, 3)},
-    [FIELD_SEED] = {"seed", VALUES(1, 2, 3, 4)},
-    [FIELD_RANKS] = {"ranks", VALUES(1, 2, 3, 4, 6, 8)},
-    [FIELD_DENSE] = {"dense", BELOW(12)},
-    [FIELD_EXPERT] = {"expert", BELOW(12)},
-    [FIELD_EXPERT_SHARD] = {"expert_shard", BELOW(12)},
-    [FIELD_ULYSSES] = {"ulysses", BELOW(12)},
-    [FIELD_RING] = {"ring", BELOW(12)},
-    [FIELD_VOCABULARY_RANKS] = {"vocabulary_ranks", BELOW(12)},
-    [FIELD_TRAVEL] = {"travel", NAMES("auto", "activations", "weights")},
-    [FIELD_OTHER] = {"other", BELOW(12)}, /* which variant is held to the first run; which ranks resume */
-    [FIELD_STOP] = {"stop", BELOW(97)},
-    [FIELD_NONSENSE1] = {"nonsense", BELOW(EVERY)},
-    [FIELD_NONSENSE2] = {"more_nonsense", BELOW(EVERY)},
-    [FIELD_NONSENSE3] = {"even_more", BELOW(EVERY)},
-    [FIELD_COMMAND] = {"command", NAMES("train", "plan", "evaluate", "generate")},
+    [DRAWN_CHECK] = {"check", NAMES("layout", "bits", "resume", "killed", "mpi", "nonsense")},
+    [DRAWN_FAMILY] = {"family", NAMES("mixtral", "olmoe", "qwen3_moe")},
+    [DRAWN_LAYERS] = {"layers", VALUES(1, 2, 3)},
+    [DRAWN_HIDDEN] = {"hidden", VALUES(8, 4, 16, 17, 33)}, /* OLMoE: heads of head_dim */
+    [DRAWN_KV_HEADS] = {"kv_heads", VALUES(1, 2, 3, 4)},
+    [DRAWN_SHARE] = {"share", VALUES(1, 2, 3)},
+    [DRAWN_HEAD_DIM] = {"head_dim", VALUES(4, 2, 6, 10)},
+    [DRAWN_EXPERTS] = {"experts", VALUES(2, 1, 3, 4, 5, 8, 17)},
+    [DRAWN_TOP_K] = {"top_k", VALUES(1, 2, 3, 8)}, /* at most the experts */
+    [DRAWN_WIDTH] = {"width", VALUES(3, 1, 8, 13)},
+    [DRAWN_DENSE_LAYERS] = {"dense_layers", NAMES("none", "first", "last")}, /* Qwen3-MoE, if another layer is left */
+    [DRAWN_NORMALISE] = {"normalise", VALUES(0, 1)},
+    [DRAWN_TIED] = {"tied", VALUES(0, 1)},
+    [DRAWN_WINDOW] = {"window", VALUES(0, 1, 2, 5, 16)}, /* not OLMoE */
+    [DRAWN_VOCABULARY] = {"vocabulary", VALUES(31, 2, 7, 67, 97)},
+    [DRAWN_RANGE] = {"range_thousandths", VALUES(100, 20, 300)},
+    [DRAWN_DOCUMENTS] = {"documents", VALUES(8, 1, 2, 3, 20, 60)},
+    [DRAWN_LONGEST] = {"longest", VALUES(8, 1, 2, 3, 25, 70)},
+    [DRAWN_LABELLED] = {"labelled", NAMES("no", "some", "few")},
+    [DRAWN_DATA] = {"data", BELOW(EVERY)},
+    [DRAWN_TYPE] = {"type", NAMES("fp64", "fp32", "bf16")}, /* of all checks but `layout` */
+    [DRAWN_LENGTH] = {"length", VALUES(8, 1, 2, 3, 5, 16, 23, 40)},
+    [DRAWN_SEQUENCES] = {"sequences", VALUES(2, 1, 3, 5, 8)},
+    [DRAWN_MICRO_BATCHES] = {"micro_batches", VALUES(1, 2, 3, 5)},
+    [DRAWN_DISPATCH] = {"dispatch", VALUES(0, 1, 2, 5, 11)},
+    [DRAWN_CHUNK] = {"chunk", VALUES(1024, 1, 3, 7, 20)},
+    [DRAWN_ULYSSES_HEADS] = {"ulysses_heads", VALUES(1, 2, 3)},
+    [DRAWN_IMPORTS] = {"imports", VALUES(0, 1, 2, 3, 40)},
+    [DRAWN_THRESHOLD] = {"threshold_tenths", VALUES(10, 13)},
+    [DRAWN_RECOMPUTE] = {"recompute", VALUES(0, 1)},
+    [DRAWN_BLOCKING] = {"blocking", VALUES(0, 1)},
+    [DRAWN_THREADS] = {"threads", VALUES(1, 2, 3)},
+    [DRAWN_CLIP] = {"clip_tenths", VALUES(10, 0, 1)},
+    [DRAWN_BALANCE] = {"balance_thousandths", VALUES(0, 20, 300)},
+    [DRAWN_ROUTER_Z] = {"router_z_thousandths", VALUES(0, 3, 100)},
+    [DRAWN_RATE] = {"rate_thousandths", VALUES(1, 3, 20)},
+    [DRAWN_DECAY] = {"decay_tenths", VALUES(1, 0)},
+    [DRAWN_SCHEDULE] = {"schedule", NAMES("constant", "linear", "cosine")},
+    [DRAWN_WARMUP] = {"warmup", VALUES(0, 1, 3)},
+    [DRAWN_SEED] = {"seed", VALUES(1, 2, 3, 4)},
+    [DRAWN_RANKS] = {"ranks", VALUES(1, 2, 3, 4, 6, 8)},
+    [DRAWN_DENSE] = {"dense", BELOW(12)},
+    [DRAWN_EXPERT] = {"expert", BELOW(12)},
+    [DRAWN_EXPERT_SHARD] = {"expert_shard", BELOW(12)},
+    [DRAWN_ULYSSES] = {"ulysses", BELOW(12)},
+    [DRAWN_RING] = {"ring", BELOW(12)},
+    [DRAWN_VOCABULARY_RANKS] = {"vocabulary_ranks", BELOW(12)},
+    [DRAWN_TRAVEL] = {"travel", NAMES("auto", "activations", "weights")},
+    [DRAWN_OTHER] = {"other", BELOW(12)}, /* which variant is held to the first run; which ranks resume */
+    [DRAWN_STOP] = {"stop", BELOW(97)},
+    [DRAWN_NONSENSE1] = {"nonsense", BELOW(EVERY)},
+    [DRAWN_NONSENSE2] = {"more_nonsense", BELOW(EVERY)},
+    [DRAWN_NONSENSE3] = {"even_more", BELOW(EVERY)},
+    [DRAWN_COMMAND] = {"command", NAMES("train", "plan", "evaluate", "generate")},
     /* clang-format on */
 };
 
@@ -89,47 +89,47 @@ static const int shares[CHECKS] = {48, 22, 14, 5, 2, 9};
 
 Case case_draw(uint64_t seed, int64_t trial) {
     Case c;
-    for (int f = 0; f < FIELDS; f++) {
+    for (int f = 0; f < DRAWN_COUNT; f++) {
         uint64_t bits = random_bits(seed, RANDOM_TEST, (uint64_t)trial, (uint64_t)f);
         c.pick[f] = (int)(bits % (uint64_t)fields[f].values);
     }
-    int at = (int)(random_bits(seed, RANDOM_TEST, (uint64_t)trial, FIELDS) % 100);
-    for (c.pick[FIELD_CHECK] = 0; at >= shares[c.pick[FIELD_CHECK]]; c.pick[FIELD_CHECK]++)
-        at -= shares[c.pick[FIELD_CHECK]];
+    int at = (int)(random_bits(seed, RANDOM_TEST, (uint64_t)trial, DRAWN_COUNT) % 100);
+    for (c.pick[DRAWN_CHECK] = 0; at >= shares[c.pick[DRAWN_CHECK]]; c.pick[DRAWN_CHECK]++)
+        at -= shares[c.pick[DRAWN_CHECK]];
     return c;
 }
 
-int64_t case_value(const Case *c, Field f) {
+int64_t case_value(const Case *c, Drawn f) {
     return fields[f].up_to ? c->pick[f] : fields[f].value[c->pick[f]];
 }
 
-static const char *name_of(const Case *c, Field f) {
+static const char *name_of(const Case *c, Drawn f) {
     return fields[f].names[c->pick[f]];
 }
 
 const char *case_check(const Case *c) {
-    return name_of(c, FIELD_CHECK);
+    return name_of(c, DRAWN_CHECK);
 }
 
 void case_print(const Case *c, FILE *f) {
     fprintf(f, "check=%s", case_check(c));
-    for (int i = FIELD_CHECK + 1; i < FIELDS; i++) {
+    for (int i = DRAWN_CHECK + 1; i < DRAWN_COUNT; i++) {
         if (c->pick[i] == 0) continue;
         if (fields[i].names[0])
-            fprintf(f, " %s=%s", fields[i].name, name_of(c, (Field)i));
+            fprintf(f, " %s=%s", fields[i].name, name_of(c, (Drawn)i));
         else
-            fprintf(f, " %s=%lld", fields[i].name, (long long)case_value(c, (Field)i));
+            fprintf(f, " %s=%lld", fields[i].name, (long long)case_value(c, (Drawn)i));
     }
 }
 
 static bool read_word(Case *c, const char *word) {
     const char *text = strchr(word, '=');
-    for (int f = 0; text && f < FIELDS; f++) {
+    for (int f = 0; text && f < DRAWN_COUNT; f++) {
         size_t length = strlen(fields[f].name);
         if (strncmp(word, fields[f].name, length) != 0 || word + length != text) continue;
         for (c->pick[f] = 0; c->pick[f] < fields[f].values; c->pick[f]++) {
-            if (fields[f].names[0] ? strcmp(text + 1, name_of(c, (Field)f)) == 0
-                                   : atoll(text + 1) == case_value(c, (Field)f))
+            if (fields[f].names[0] ? strcmp(text + 1, name_of(c, (Drawn)f)) == 0
+                                   : atoll(text + 1) == case_value(c, (Drawn)f))
                 return true;
         }
     }
@@ -146,8 +146,8 @@ bool case_read(Case *c, const char *words) {
     return ok;
 }
 
-int case_simpler(const Case *c, Field f) {
-    return f == FIELD_CHECK ? 0 : fields[f].up_to > MOST_VALUES + 2 ? (c->pick[f] > 0) + (c->pick[f] > 1) : c->pick[f];
+int case_simpler(const Case *c, Drawn f) {
+    return f == DRAWN_CHECK ? 0 : fields[f].up_to > MOST_VALUES + 2 ? (c->pick[f] > 0) + (c->pick[f] > 1) : c->pick[f];
 }
 
 /* ---- What it means ----------------------------------------------------------------------------- */
@@ -164,29 +164,29 @@ static int64_t common(int64_t a, int64_t b) {
 }
 
 static void make_spec(const Case *c, Made *m) {
-    const char *family = name_of(c, FIELD_FAMILY);
+    const char *family = name_of(c, DRAWN_FAMILY);
     bool olmoe = strcmp(family, "olmoe") == 0, qwen = strcmp(family, "qwen3_moe") == 0;
-    int64_t heads = case_value(c, FIELD_KV_HEADS) * case_value(c, FIELD_SHARE), d = case_value(c, FIELD_HEAD_DIM);
-    int64_t layers = case_value(c, FIELD_LAYERS), width = case_value(c, FIELD_WIDTH);
-    int64_t window = case_value(c, FIELD_WINDOW), dense = layers > 1 && qwen ? case_value(c, FIELD_DENSE_LAYERS) : 0;
+    int64_t heads = case_value(c, DRAWN_KV_HEADS) * case_value(c, DRAWN_SHARE), d = case_value(c, DRAWN_HEAD_DIM);
+    int64_t layers = case_value(c, DRAWN_LAYERS), width = case_value(c, DRAWN_WIDTH);
+    int64_t window = case_value(c, DRAWN_WINDOW), dense = layers > 1 && qwen ? case_value(c, DRAWN_DENSE_LAYERS) : 0;
     FILE *f = fmemopen(m->spec, sizeof m->spec, "w");
     MUST(f);
     fprintf(f, "{\"model_type\": \"%s\", \"vocab_size\": %lld, \"hidden_size\": %lld, \"num_hidden_layers\": %lld",
-            family, (long long)case_value(c, FIELD_VOCABULARY),
-            (long long)(olmoe ? heads * d : case_value(c, FIELD_HIDDEN)), (long long)layers);
+            family, (long long)case_value(c, DRAWN_VOCABULARY),
+            (long long)(olmoe ? heads * d : case_value(c, DRAWN_HIDDEN)), (long long)layers);
     fprintf(f, ", \"num_attention_heads\": %lld, \"num_key_value_heads\": %lld, \"head_dim\": %lld", (long long)heads,
-            (long long)case_value(c, FIELD_KV_HEADS), (long long)d);
+            (long long)case_value(c, DRAWN_KV_HEADS), (long long)d);
     fprintf(f, ", \"%s\": %lld, \"num_experts_per_tok\": %lld", olmoe || qwen ? "num_experts" : "num_local_experts",
-            (long long)case_value(c, FIELD_EXPERTS),
-            (long long)min64(case_value(c, FIELD_TOP_K), case_value(c, FIELD_EXPERTS)));
+            (long long)case_value(c, DRAWN_EXPERTS),
+            (long long)min64(case_value(c, DRAWN_TOP_K), case_value(c, DRAWN_EXPERTS)));
     fprintf(f, ", \"%s\": %lld", qwen ? "moe_intermediate_size" : "intermediate_size", (long long)width);
     if (qwen) fprintf(f, ", \"intermediate_size\": %lld, \"mlp_only_layers\": [", (long long)(2 * width + 1));
     if (dense) fprintf(f, "%lld", (long long)(dense == 1 ? 0 : layers - 1));
     if (qwen) fprintf(f, "], \"use_sliding_window\": %s", window ? "true" : "false");
     if (window) fprintf(f, ", \"sliding_window\": %lld", (long long)window);
     fprintf(f, ", \"norm_topk_prob\": %s, \"tie_word_embeddings\": %s, \"initializer_range\": %.3f",
-            case_value(c, FIELD_NORMALISE) ? "true" : "false", case_value(c, FIELD_TIED) ? "true" : "false",
-            (double)case_value(c, FIELD_RANGE) / 1000);
+            case_value(c, DRAWN_NORMALISE) ? "true" : "false", case_value(c, DRAWN_TIED) ? "true" : "false",
+            (double)case_value(c, DRAWN_RANGE) / 1000);
     fprintf(f, ", \"rms_norm_eps\": 1e-5, \"rope_theta\": 10000, \"hidden_act\": \"silu\"}");
     fclose(f);
 }
@@ -194,12 +194,12 @@ static void make_spec(const Case *c, Made *m) {
 /* Tokens and, where they are labelled, labels of which one in two or one in nine is trained. The first document has a
  * second token that is: data of which nothing can be learnt are refused. */
 static void make_documents(const Case *c, Made *m) {
-    uint64_t seed = (uint64_t)case_value(c, FIELD_DATA), drawn = 0, longest = (uint64_t)case_value(c, FIELD_LONGEST);
-    uint64_t words = (uint64_t)case_value(c, FIELD_VOCABULARY), one_in = (uint64_t[]){0, 2, 9}[c->pick[FIELD_LABELLED]];
+    uint64_t seed = (uint64_t)case_value(c, DRAWN_DATA), drawn = 0, longest = (uint64_t)case_value(c, DRAWN_LONGEST);
+    uint64_t words = (uint64_t)case_value(c, DRAWN_VOCABULARY), one_in = (uint64_t[]){0, 2, 9}[c->pick[DRAWN_LABELLED]];
     size_t bytes;
     FILE *f = open_memstream(&m->documents, &bytes);
     MUST(f);
-    for (int64_t d = 0; d < case_value(c, FIELD_DOCUMENTS); d++) {
+    for (int64_t d = 0; d < case_value(c, DRAWN_DOCUMENTS); d++) {
         uint64_t n = 1 + random_bits(seed, RANDOM_TEST, 1, drawn++) % longest, from = drawn;
         if (d == 0 && n < 2) n = 2;
         fprintf(f, "{\"input_ids\": [");
@@ -234,24 +234,24 @@ __attribute__((format(printf, 2, 3))) static void set(Writer *w, const char *for
 }
 
 static void make_layout(const Case *c, Writer *w) {
-    int64_t W = case_value(c, FIELD_RANKS), heads = case_value(c, FIELD_KV_HEADS) * case_value(c, FIELD_SHARE);
-    int64_t expert = divisor(W, case_value(c, FIELD_EXPERT)),
-            ulysses = divisor(common(W, heads), case_value(c, FIELD_ULYSSES));
+    int64_t W = case_value(c, DRAWN_RANKS), heads = case_value(c, DRAWN_KV_HEADS) * case_value(c, DRAWN_SHARE);
+    int64_t expert = divisor(W, case_value(c, DRAWN_EXPERT)),
+            ulysses = divisor(common(W, heads), case_value(c, DRAWN_ULYSSES));
     w->m->world = W;
-    set(w, "mixture.dense=%lld", (long long)divisor(W, case_value(c, FIELD_DENSE)));
+    set(w, "mixture.dense=%lld", (long long)divisor(W, case_value(c, DRAWN_DENSE)));
     set(w, "mixture.expert=%lld", (long long)expert);
-    set(w, "mixture.expert_shard=%lld", (long long)divisor(W / expert, case_value(c, FIELD_EXPERT_SHARD)));
+    set(w, "mixture.expert_shard=%lld", (long long)divisor(W / expert, case_value(c, DRAWN_EXPERT_SHARD)));
     set(w, "mixture.ulysses=%lld", (long long)ulysses);
-    set(w, "mixture.ring=%lld", (long long)divisor(W / ulysses, case_value(c, FIELD_RING)));
-    set(w, "mixture.vocabulary=%lld", (long long)divisor(W, case_value(c, FIELD_VOCABULARY_RANKS)));
-    set(w, "mixture.loss_travel=%s", name_of(c, FIELD_TRAVEL));
-    set(w, "mixture.dispatch_tokens=%lld", (long long)case_value(c, FIELD_DISPATCH));
-    set(w, "mixture.loss_chunk=%lld", (long long)case_value(c, FIELD_CHUNK));
-    set(w, "mixture.ulysses_heads=%lld", (long long)case_value(c, FIELD_ULYSSES_HEADS));
-    set(w, "mixture.balance_imports=%lld", (long long)case_value(c, FIELD_IMPORTS));
-    set(w, "mixture.balance_threshold=%.1f", (double)case_value(c, FIELD_THRESHOLD) / 10);
-    set(w, "train.micro_batches=%lld", (long long)case_value(c, FIELD_MICRO_BATCHES));
-    set(w, "compute.activations=%s", case_value(c, FIELD_RECOMPUTE) ? "recompute" : "keep");
+    set(w, "mixture.ring=%lld", (long long)divisor(W / ulysses, case_value(c, DRAWN_RING)));
+    set(w, "mixture.vocabulary=%lld", (long long)divisor(W, case_value(c, DRAWN_VOCABULARY_RANKS)));
+    set(w, "mixture.loss_travel=%s", name_of(c, DRAWN_TRAVEL));
+    set(w, "mixture.dispatch_tokens=%lld", (long long)case_value(c, DRAWN_DISPATCH));
+    set(w, "mixture.loss_chunk=%lld", (long long)case_value(c, DRAWN_CHUNK));
+    set(w, "mixture.ulysses_heads=%lld", (long long)case_value(c, DRAWN_ULYSSES_HEADS));
+    set(w, "mixture.balance_imports=%lld", (long long)case_value(c, DRAWN_IMPORTS));
+    set(w, "mixture.balance_threshold=%.1f", (double)case_value(c, DRAWN_THRESHOLD) / 10);
+    set(w, "train.micro_batches=%lld", (long long)case_value(c, DRAWN_MICRO_BATCHES));
+    set(w, "compute.activations=%s", case_value(c, DRAWN_RECOMPUTE) ? "recompute" : "keep");
 }
 
 Made *case_make(const Case *c) {
@@ -261,20 +261,20 @@ Made *case_make(const Case *c) {
     make_spec(c, m);
     make_documents(c, m);
     make_layout(c, &w);
-    set(&w, "compute.type=%s", c->pick[FIELD_CHECK] == CHECK_LAYOUT ? "fp64" : name_of(c, FIELD_TYPE));
-    set(&w, "compute.threads=%lld", (long long)case_value(c, FIELD_THREADS));
+    set(&w, "compute.type=%s", c->pick[DRAWN_CHECK] == CHECK_LAYOUT ? "fp64" : name_of(c, DRAWN_TYPE));
+    set(&w, "compute.threads=%lld", (long long)case_value(c, DRAWN_THREADS));
     set(&w, "train.steps=%d", MADE_STEPS);
-    set(&w, "train.sequence_length=%lld", (long long)case_value(c, FIELD_LENGTH));
-    set(&w, "train.sequences=%lld", (long long)case_value(c, FIELD_SEQUENCES));
-    set(&w, "train.seed=%lld", (long long)case_value(c, FIELD_SEED));
-    set(&w, "optimizer.update=%s", case_value(c, FIELD_BLOCKING) ? "blocking" : "deferred");
-    set(&w, "optimizer.clip=%.1f", (double)case_value(c, FIELD_CLIP) / 10);
-    set(&w, "optimizer.learning_rate=%.3f", (double)case_value(c, FIELD_RATE) / 1000);
-    set(&w, "optimizer.weight_decay=%.1f", (double)case_value(c, FIELD_DECAY) / 10);
-    set(&w, "optimizer.schedule=%s", name_of(c, FIELD_SCHEDULE));
-    set(&w, "optimizer.warmup=%lld", (long long)case_value(c, FIELD_WARMUP));
-    set(&w, "loss.balance=%.3f", (double)case_value(c, FIELD_BALANCE) / 1000);
-    set(&w, "loss.router_z=%.3f", (double)case_value(c, FIELD_ROUTER_Z) / 1000);
+    set(&w, "train.sequence_length=%lld", (long long)case_value(c, DRAWN_LENGTH));
+    set(&w, "train.sequences=%lld", (long long)case_value(c, DRAWN_SEQUENCES));
+    set(&w, "train.seed=%lld", (long long)case_value(c, DRAWN_SEED));
+    set(&w, "optimizer.update=%s", case_value(c, DRAWN_BLOCKING) ? "blocking" : "deferred");
+    set(&w, "optimizer.clip=%.1f", (double)case_value(c, DRAWN_CLIP) / 10);
+    set(&w, "optimizer.learning_rate=%.3f", (double)case_value(c, DRAWN_RATE) / 1000);
+    set(&w, "optimizer.weight_decay=%.1f", (double)case_value(c, DRAWN_DECAY) / 10);
+    set(&w, "optimizer.schedule=%s", name_of(c, DRAWN_SCHEDULE));
+    set(&w, "optimizer.warmup=%lld", (long long)case_value(c, DRAWN_WARMUP));
+    set(&w, "loss.balance=%.3f", (double)case_value(c, DRAWN_BALANCE) / 1000);
+    set(&w, "loss.router_z=%.3f", (double)case_value(c, DRAWN_ROUTER_Z) / 1000);
     set(&w, "comm.timeout=60");
     return m;
 }

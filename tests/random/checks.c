@@ -1,6 +1,7 @@
 /* Runs of a case in this process, on ranks that are threads, and what is held to what. */
 #include "random/checks.h"
 
+#include "base/random.h"
 #include "checkpoint/checkpoint.h"
 #include "ranks.h"
 
@@ -57,7 +58,7 @@ typedef struct {
     const char *run;     /* checkpoints go there or come from there; NULL: none */
     int64_t from, until; /* steps; until 0: the last. From > 0: of the newest checkpoint of `run` */
     bool saves;          /* after every step; else only when it ends before the last */
-    int world;           /* 0: the case's */
+    uint64_t nudged;     /* not 0: weights begin one rounding away from where they would, to and fro by this seed */
 } Way;
 
 static const char *const alone_sets[] = {
@@ -95,11 +96,7 @@ static bool load(Run *r, void *context, Error *e) {
 }
 
 static Ranks *open_ranks(const Made *m, const Way *w) {
-    RanksSetup setup = {.world = w->alone   ? 1
-                                 : w->world ? w->world
-                                            : (int)m->world,
-                        .spec = m->spec,
-                        .documents = m->documents};
+    RanksSetup setup = {.world = w->alone ? 1 : (int)m->world, .spec = m->spec, .documents = m->documents};
     size_t n = 0, room = COUNT(setup.sets) - 1;
     for (int i = 0; m->sets[i]; i++) setup.sets[n++] = m->sets[i];
     /* The last of a key counts, and a list is bounded: what is said again takes the place of what was said. */
@@ -117,6 +114,17 @@ static Ranks *open_ranks(const Made *m, const Way *w) {
     return ranks_open(setup);
 }
 
+static void nudge(Ranks *r, uint64_t seed) {
+    Collection weights = ranks_collect(r, STORE_MASTER);
+    for (int64_t i = 0; i < weights.count; i++)
+        for (int64_t j = 0; j < weights.tensor[i].count; j++) {
+            bool up = random_bits(seed, RANDOM_TEST, (uint64_t)i, (uint64_t)j) % 2;
+            weights.tensor[i].value[j] = nextafter(weights.tensor[i].value[j], up ? INFINITY : -INFINITY);
+        }
+    ranks_put(r, STORE_MASTER, &weights);
+    collection_free(&weights);
+}
+
 static Result run(const Made *m, const Way *w) {
     Result out;
     Ranks *r = open_ranks(m, w);
@@ -124,6 +132,7 @@ static Result run(const Made *m, const Way *w) {
     Disk disk = {.run = w->run, .state = {.step = w->from}};
     memset(&out, 0, sizeof out);
     if (w->from > 0) ranks_run(r, load, &disk);
+    if (w->nudged) nudge(r, w->nudged);
     for (int64_t i = w->from; i < until; i++) {
         ranks_train(r, i, 1, &out.step[i]);
         disk.state.step = i + 1;
@@ -215,16 +224,21 @@ static bool there(const char *device) {
     return e.code == EXIT_DONE;
 }
 
-/* What one rank makes of the case with other kernels, beside what it makes of it with its own. */
+static void note_noise(Distance *most, const Made *m, const Result *expected, const Way *w) {
+    Result other = run(m, w);
+    Distance d = distance(&other, expected, 0);
+    for (int i = 0; i < DISTANCES; i++) note(most, i, d.most[i], d.where[i], w->nudged ? "nudged weights" : w->sets[0]);
+    result_free(&other);
+}
+
+/* What one rank makes of the case with other kernels, and with weights that begin one rounding away, beside what it
+ * makes of it itself. */
 static Distance noise_of(const Made *m, const Result *expected) {
+    enum { NUDGES = 3 };
     Distance most = {0};
-    for (size_t k = 0; k < COUNT(kernels); k++) {
-        if (!there(kernels[k])) continue;
-        Result other = run(m, &(Way){.alone = true, .sets = {kernels[k]}});
-        Distance d = distance(&other, expected, 0);
-        for (int i = 0; i < DISTANCES; i++) note(&most, i, d.most[i], d.where[i], "other kernels");
-        result_free(&other);
-    }
+    for (size_t k = 0; k < COUNT(kernels); k++)
+        if (there(kernels[k])) note_noise(&most, m, expected, &(Way){.alone = true, .sets = {kernels[k]}});
+    for (uint64_t i = 1; i <= NUDGES; i++) note_noise(&most, m, expected, &(Way){.alone = true, .nudged = i});
     for (int i = 0; i < DISTANCES; i++)
         if (most.most[i] > UNSOUND) check_idle("idle: kernels decide otherwise on one rank");
     return most;
@@ -238,7 +252,7 @@ static void assert_near_one_rank(const char *way, const Result *got, const Resul
         double allowed = fmax(FLOOR, CONDITION * noise->most[i]);
         farthest = fmax(farthest, d.most[i] / allowed);
         if (!(d.most[i] <= allowed))
-            check_failed("%s: %s is %.3g away from one rank, allowed %.3g; other kernels on one rank: %.3g (%s)", way,
+            check_failed("%s: %s is %.3g away from one rank, allowed %.3g; roundings on one rank: %.3g (%s)", way,
                          d.where[i], d.most[i], allowed, noise->most[i], noise->where[i]);
     }
     printf("%s: %.3g of what is allowed\n", way, farthest);
@@ -285,7 +299,7 @@ static const struct {
 void check_bits(const Case *c, const char *directory) {
     Made *m = case_make(c);
     Result expected = run(m, &(Way){0});
-    for (size_t i = (size_t)case_value(c, FIELD_OTHER) % 2; i < COUNT(variants); i += 2) {
+    for (size_t i = (size_t)case_value(c, DRAWN_OTHER) % 2; i < COUNT(variants); i += 2) {
         Way way = variants[i].way;
         if (way.saves) way.run = directory;
         Result got = run(m, &way);
@@ -298,12 +312,12 @@ void check_bits(const Case *c, const char *directory) {
 
 void check_resume(const Case *c, const char *directory) {
     Made *m = case_make(c);
-    int64_t stop = 1 + case_value(c, FIELD_STOP) % (MADE_STEPS - 1);
+    int64_t stop = 1 + case_value(c, DRAWN_STOP) % (MADE_STEPS - 1);
     Result expected = run(m, &(Way){0});
     Result begun = run(m, &(Way){.run = directory, .until = stop});
     Result same = run(m, &(Way){.run = directory, .from = stop});
     assert_same_bits_of("stopped and resumed", &same, &expected, stop);
-    bool fp64 = c->pick[FIELD_TYPE] == 0;
+    bool fp64 = c->pick[DRAWN_TYPE] == 0;
     if (fp64) {
         Result one = run(m, &(Way){.alone = true});
         finite_or_idle(&one);

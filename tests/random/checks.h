@@ -6,17 +6,18 @@
 #include "random/cases.h"
 
 /* In this process: they return or exit. `directory` is empty and theirs.
- *   layout    losses, norms, gradients and, after all steps, weights and moments are those of one rank, in fp64. What is
- *             allowed is what other kernels make of the same case on one rank: CONDITION times as much, and always FLOOR
- *   bits      the same run again, another way that must change no bit: threads, update, recomputation, delays, saves
- *   resume    stopped after some step and gone on with, on the same ranks to the bit, on others within the bound */
+ *   layout    losses, norms, gradients and, after all steps, weights and moments are those of one rank, in fp64. What
+ *             is allowed is what roundings make of the same case on one rank (other kernels, weights that begin one
+ *             rounding away): CONDITION times as much, and always FLOOR
+ *   bits      the same run another way that must change no bit: threads, update, recomputation, delays, saves
+ *   resume    stopped after some step and gone on with: on the same ranks to the bit, on others within the bound */
 void check_layout(const Case *c, const char *directory);
 void check_bits(const Case *c, const char *directory);
 void check_resume(const Case *c, const char *directory);
 
 /* With the program at `mop`:
  *   killed    killed at any moment and begun again until it is through: the bytes of a run that nobody killed
- *   mpi       ranks as processes of an mpirun leave the bytes of ranks that are threads; passes where there is no mpirun
+ *   mpi       ranks as processes of an mpirun leave the bytes of ranks that are threads; idle without an mpirun
  *   nonsense  settings and models that make no sense end with a documented exit code */
 void check_killed(const Case *c, const char *directory, const char *mop);
 void check_mpi(const Case *c, const char *directory, const char *mop);

@@ -10,6 +10,7 @@
 #include "random/checks.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +22,8 @@
 #include <unistd.h>
 
 typedef struct {
-    const char *mop, *words, *write;
+    char mop[PATH_MAX]; /* "": none */
+    const char *words, *write;
     char directory[40]; /* of trials: what one says, and a directory for it */
     double seconds;
     uint64_t seed;
@@ -42,16 +44,16 @@ static void clean(const Options *o) {
 }
 
 static void run_check(const Case *c, const Options *o, const char *directory) {
-    switch ((Check)c->pick[FIELD_CHECK]) {
+    switch ((Check)c->pick[DRAWN_CHECK]) {
     case CHECK_LAYOUT: check_layout(c, directory); return;
     case CHECK_BITS: check_bits(c, directory); return;
     case CHECK_RESUME: check_resume(c, directory); return;
     default: break;
     }
-    if (!o->mop) check_idle("idle: needs the program, --mop");
-    if (c->pick[FIELD_CHECK] == CHECK_KILLED) check_killed(c, directory, o->mop);
-    if (c->pick[FIELD_CHECK] == CHECK_MPI) check_mpi(c, directory, o->mop);
-    if (c->pick[FIELD_CHECK] == CHECK_NONSENSE) check_nonsense(c, directory, o->mop);
+    if (!*o->mop) check_idle("idle: needs the program, --mop");
+    if (c->pick[DRAWN_CHECK] == CHECK_KILLED) check_killed(c, directory, o->mop);
+    if (c->pick[DRAWN_CHECK] == CHECK_MPI) check_mpi(c, directory, o->mop);
+    if (c->pick[DRAWN_CHECK] == CHECK_NONSENSE) check_nonsense(c, directory, o->mop);
 }
 
 static _Noreturn void be_a_trial(const Case *c, const Options *o, const char *said) {
@@ -101,14 +103,14 @@ static void show(const char *said) {
 
 /* ---- Simpler ------------------------------------------------------------------------------------- */
 
-/* Field by field its simplest value with which the case still fails, until nothing gets simpler or time is up. */
+/* Drawn by field its simplest value with which the case still fails, until nothing gets simpler or time is up. */
 static Case shrink(Case c, const Options *o) {
     char said[120];
     double until = seconds_now() + SHRINK_SECONDS;
     for (bool simpler = true; simpler;) {
         simpler = false;
-        for (int f = 0; f < FIELDS; f++) {
-            int tries = case_simpler(&c, (Field)f);
+        for (int f = 0; f < DRAWN_COUNT; f++) {
+            int tries = case_simpler(&c, (Drawn)f);
             for (int i = 0; i < tries && seconds_now() < until; i++) {
                 Case next = c;
                 next.pick[f] = i;
@@ -139,7 +141,7 @@ static int many(const Options *o, const char *program) {
         Case c = case_draw(o->seed, i);
         Outcome out = try_case(&c, o, said, sizeof said);
         count[out]++;
-        by[c.pick[FIELD_CHECK]]++;
+        by[c.pick[DRAWN_CHECK]]++;
         if (out != FAILED) continue;
         printf("\ntrial %lld of seed %llu fails:\n", (long long)i, (unsigned long long)o->seed);
         show(said);
@@ -182,9 +184,9 @@ static bool read_options(Options *o, int argc, char **argv) {
     for (int i = 1; i < argc; i += 2) {
         const char *word = argv[i], *value = argv[i + 1]; /* argv ends with NULL */
         if (!value) return false;
-        if (strcmp(word, "--mop") == 0)
-            o->mop = realpath(value, NULL);
-        else if (strcmp(word, "--case") == 0)
+        if (strcmp(word, "--mop") == 0) {
+            if (!realpath(value, o->mop)) return false;
+        } else if (strcmp(word, "--case") == 0)
             o->words = value;
         else if (strcmp(word, "--write") == 0)
             o->write = value;

@@ -14,8 +14,8 @@ void plain_cross_entropy(Stream *s, const void *arguments) {
         double most = -INFINITY, sum = 0;
         for (int64_t i = 0; i < vocabulary; i++) most = fmax(most, tensor_get(a->logits, row + i));
         for (int64_t i = 0; i < vocabulary; i++) sum += exp(tensor_get(a->logits, row + i) - most);
-        double lse = most + log(sum);
-        if (target >= 0) tensor_add(a->loss, 0, lse - tensor_get(a->logits, row + target));
+        double lse = most + log(sum); /* a small loss is what is left of large logits: they first */
+        if (target >= 0) tensor_add(a->loss, 0, most - tensor_get(a->logits, row + target) + log(sum));
         for (int64_t i = 0; gradient && i < vocabulary; i++) { /* may overwrite the logit it has just read */
             double wrong = exp(tensor_get(a->logits, row + i) - lse) - (i == target);
             tensor_put(a->dlogits, row + i, target >= 0 && trained != 0 ? wrong * per_token : 0);
@@ -68,15 +68,15 @@ void plain_cross_entropy_join(Stream *s, const void *arguments) {
     }
 }
 
-/* loss += largest + log(sum) - logit of the target */
+/* loss += largest - logit of the target + log(sum) */
 void plain_cross_entropy_sum(Stream *s, const void *arguments) {
     (void)s;
     const CrossEntropyArgs *a = arguments;
     for (int64_t r = 0; r < a->stats.dim[0]; r++) {
         if (index_at(a->target, r) < 0) continue;
-        double lse =
-            tensor_get(a->stats, r * LOSS_STATS + LOSS_LARGEST) + log(tensor_get(a->stats, r * LOSS_STATS + LOSS_SUM));
-        tensor_add(a->loss, 0, lse - tensor_get(a->stats, r * LOSS_STATS + LOSS_TARGET));
+        double most = tensor_get(a->stats, r * LOSS_STATS + LOSS_LARGEST),
+               sum = tensor_get(a->stats, r * LOSS_STATS + LOSS_SUM);
+        tensor_add(a->loss, 0, most - tensor_get(a->stats, r * LOSS_STATS + LOSS_TARGET) + log(sum));
     }
 }
 

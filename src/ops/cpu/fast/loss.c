@@ -112,7 +112,7 @@ static void loss_rows(void *context, int64_t index, int worker) {
         REAL most = largest_of(a->logits, row * vocabulary, vocabulary);
         Kept kept = gradient ? kept_of(job, row, worker) : (Kept){0};
         double sum = sum_of(a->logits, row * vocabulary, vocabulary, most, kept);
-        loss += (double)most + log(sum) - at_target;
+        loss += (double)most - at_target + log(sum);
         if (!gradient) continue;
         if (job->per_token == 0)
             write_zeros(a->dlogits, row);
@@ -215,7 +215,7 @@ static void sum_of_rows(void *context, int64_t index, int worker) {
     for (int64_t row = index * job->rows; row < end; row++) {
         const REAL *stats = (const REAL *)a->stats.data + row * LOSS_STATS;
         if (target_of(a, row) < 0) continue;
-        loss += (double)stats[LOSS_LARGEST] + log((double)stats[LOSS_SUM]) - (double)stats[LOSS_TARGET];
+        loss += (double)stats[LOSS_LARGEST] - (double)stats[LOSS_TARGET] + log((double)stats[LOSS_SUM]);
     }
     job->loss[index] = loss;
 }
