@@ -1,4 +1,4 @@
-/* Whole small files. Reading grows its buffer by what has really arrived, never by a size that somebody states; writing
+/* What is at a path, and whole small files. Reading grows its buffer by what has really arrived, never by a size that somebody states; writing
  * goes through a temporary name, because only rename() is atomic. */
 #define _POSIX_C_SOURCE 200809L
 #include "base/file.h"
@@ -10,6 +10,50 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+
+/* ---- What is there ---------------------------------------------------------------------------- */
+
+ExitCode file_code(int why) {
+    if (why == ENOENT || why == ENOTDIR) return EXIT_DATA;
+    return why == ENOMEM ? EXIT_MEMORY : EXIT_IO;
+}
+
+bool file_kind(const char *path, FileKind *kind, Error *e) {
+    struct stat s;
+    *kind = KIND_NONE;
+    if (!*path) return fail(e, EXIT_DATA, "a path is longer than any may be; use shorter names of directories");
+    if (stat(path, &s) == 0) {
+        *kind = S_ISREG(s.st_mode) ? KIND_FILE : S_ISDIR(s.st_mode) ? KIND_DIRECTORY : KIND_OTHER;
+        return true;
+    }
+    if (file_code(errno) != EXIT_DATA) {
+        return fail(e, file_code(errno), "cannot tell what is there: %s; %s; check the disk, the path and its rights",
+                    strerror(errno), path);
+    }
+    if (lstat(path, &s) != 0) return true; /* nothing, not even a link */
+    return fail(e, EXIT_DATA, "a link leads nowhere; %s; restore what it leads to, or remove the link", path);
+}
+
+bool file_exists(const char *path, bool *exists, Error *e) {
+    FileKind kind;
+    bool known = file_kind(path, &kind, e);
+    *exists = known && kind != KIND_NONE;
+    return known;
+}
+
+bool directory_next(DIR *d, const char *path, const char **name, Error *e) {
+    for (;;) {
+        errno = 0;
+        const struct dirent *entry = readdir(d);
+        *name = entry ? entry->d_name : NULL;
+        if (!entry && errno != 0) {
+            return fail(e, file_code(errno) == EXIT_MEMORY ? EXIT_MEMORY : EXIT_IO,
+                        "cannot list a directory: %s; %s; check the disk and run the same command again",
+                        strerror(errno), path);
+        }
+        if (!entry || (strcmp(*name, ".") != 0 && strcmp(*name, "..") != 0)) return true;
+    }
+}
 
 /* ---- Reading ---------------------------------------------------------------------------------- */
 
@@ -59,15 +103,15 @@ char *file_read(const char *path, size_t limit, size_t *bytes, Error *e) {
     MUST(limit < SIZE_MAX - 2);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        bool missing = errno == ENOENT || errno == ENOTDIR;
-        fail(e, missing ? EXIT_DATA : EXIT_IO,
-             "cannot open: %s; %s; check the path (relative ones start at the current directory)", strerror(errno),
-             path);
+        fail(e, file_code(errno), "cannot open: %s; %s; check the path (relative ones start at the current directory)",
+             strerror(errno), path);
         return NULL;
     }
     struct stat s;
     char *text = NULL;
-    if (fstat(fd, &s) == 0 && S_ISDIR(s.st_mode)) {
+    if (fstat(fd, &s) != 0) {
+        fail(e, EXIT_IO, "cannot read: %s; %s; check the disk", strerror(errno), path);
+    } else if (S_ISDIR(s.st_mode)) {
         fail(e, EXIT_DATA, "a file is needed, this is a directory; %s; name a file in it", path);
     } else {
         text = read_up_to(fd, path, limit, bytes, e);
@@ -102,16 +146,29 @@ static int open_beside(const char *path, char *name, size_t name_bytes) {
     }
 }
 
-/* A rename is on the disk only when its directory is. */
-static bool sync_directory_of(const char *path) {
+static char *directory_of(const char *path) {
     const char *slash = strrchr(path, '/');
-    char *directory = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
-    if (!directory) return false;
+    return slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+}
+
+static bool sync_directory(const char *directory) {
     int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    free(directory);
     if (fd < 0) return false;
     bool done = fsync(fd) == 0;
-    return close(fd) == 0 && done;
+    int why = errno;
+    done = close(fd) == 0 && done;
+    errno = why;
+    return done;
+}
+
+bool file_sync_parent(const char *path, Error *e) {
+    char *directory = directory_of(path);
+    if (!directory) return fail(e, EXIT_MEMORY, "out of memory while writing; %s; free some memory", path);
+    bool done = sync_directory(directory) ||
+                fail(e, EXIT_IO, "cannot sync the directory: %s; %s; check the directory, its rights and the disk",
+                     strerror(errno), directory);
+    free(directory);
+    return done;
 }
 
 bool file_write(const char *path, const void *data, size_t bytes, Error *e) {
@@ -136,9 +193,7 @@ bool file_write(const char *path, const void *data, size_t bytes, Error *e) {
     if (!renamed) {
         fail(e, EXIT_IO, "cannot write the file: %s; %s; %s", strerror(why), path, hint);
         unlink(name);
-    } else if (!sync_directory_of(path)) {
-        renamed = fail(e, EXIT_IO, "cannot sync the directory: %s; %s; %s", strerror(errno), path, hint);
     }
     free(name);
-    return renamed;
+    return renamed && file_sync_parent(path, e);
 }

@@ -10,6 +10,27 @@
 
 enum { DEPTH_LIMIT = 64, VALUE_LIMIT = 8 * 1024 * 1024 };
 
+/* ---- Memory ----------------------------------------------------------------------------------- */
+
+/* Beside signals the only mutable global: jansson's allocator has no context. */
+static _Thread_local bool memory_failed;
+
+static void *noting_malloc(size_t bytes) {
+    void *p = malloc(bytes);
+    if (!p) memory_failed = true;
+    return p;
+}
+
+__attribute__((constructor)) static void note_failures(void) {
+    json_set_alloc_funcs(noting_malloc, free);
+}
+
+bool json_had_memory(const char *where, Error *e) {
+    bool failed = memory_failed;
+    memory_failed = false;
+    return !failed || fail(e, EXIT_MEMORY, "out of memory for JSON; %s; free some memory", where);
+}
+
 /* ---- Reading ---------------------------------------------------------------------------------- */
 
 /* Values are counted as commas plus openings: never fewer than jansson will make, if the text is JSON at all. */
@@ -43,18 +64,30 @@ static bool within_limits(const char *text, size_t bytes, const char *where, Err
     return true;
 }
 
-json_t *json_read_text(const char *text, size_t bytes, const char *where, Error *e) {
+/* With jansson's flags. */
+static json_t *parse(const char *text, size_t bytes, size_t flags, const char *where, Error *e) {
     if (!within_limits(text, bytes, where, e)) return NULL;
     json_error_t problem;
-    json_t *j = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
-    if (j) return j;
-    if (json_error_code(&problem) == json_error_out_of_memory) {
-        fail(e, EXIT_MEMORY, "out of memory while reading JSON; %s; free some memory", where);
-    } else {
+    json_t *j = json_loadb(text, bytes, flags, &problem);
+    if (!json_had_memory(where, e)) {
+        json_decref(j);
+        return NULL;
+    }
+    if (!j) {
         fail(e, EXIT_DATA, "not valid JSON: %s; %s, line %d, column %d; correct it or make the file again",
              problem.text, where, problem.line, problem.column);
     }
-    return NULL;
+    return j;
+}
+
+json_t *json_read_text(const char *text, size_t bytes, const char *where, Error *e) {
+    return parse(text, bytes, JSON_REJECT_DUPLICATES, where, e);
+}
+
+bool json_check_text(const char *text, size_t bytes, const char *where, Error *e) {
+    json_t *j = parse(text, bytes, JSON_DECODE_INT_AS_REAL | JSON_ALLOW_NUL, where, e);
+    json_decref(j);
+    return j != NULL;
 }
 
 json_t *json_read_file(const char *path, size_t limit, Error *e) {
@@ -68,12 +101,23 @@ json_t *json_read_file(const char *path, size_t limit, Error *e) {
 
 /* ---- Writing ---------------------------------------------------------------------------------- */
 
-bool json_write_file(const json_t *j, const char *path, Error *e) {
+/* What an object was made of is asked here too: a member that found no memory is otherwise just not there. */
+char *json_print(const json_t *j, size_t *bytes, const char *where, Error *e) {
     char *text = json_dumps(j, JSON_INDENT(2));
-    if (!text) return fail(e, EXIT_MEMORY, "out of memory while writing JSON; %s; free some memory", path);
-    size_t bytes = strlen(text);
-    text[bytes] = '\n'; /* in place of the NUL */
-    bool done = file_write(path, text, bytes + 1, e);
+    if (!json_had_memory(where, e) || !text) {
+        free(text);
+        fail(e, EXIT_MEMORY, "out of memory for JSON; %s; free some memory", where);
+        return NULL;
+    }
+    *bytes = strlen(text) + 1;
+    text[*bytes - 1] = '\n'; /* in place of the NUL */
+    return text;
+}
+
+bool json_write_file(const json_t *j, const char *path, Error *e) {
+    size_t bytes;
+    char *text = json_print(j, &bytes, path, e);
+    bool done = text && file_write(path, text, bytes, e);
     free(text);
     return done;
 }

@@ -12,8 +12,18 @@
 json_t *json_read_file(const char *path, size_t limit, Error *e);
 /* The same from memory; `where` names it in messages. */
 json_t *json_read_text(const char *text, size_t bytes, const char *where, Error *e);
+/* Whether text that is carried on unread is JSON at all. What other readers take is let through: numbers beyond int64,
+ * duplicate keys, NUL characters. */
+bool json_check_text(const char *text, size_t bytes, const char *where, Error *e);
+/* As it is written to files, with a newline at its end; the caller frees. NULL: EXIT_MEMORY. */
+char *json_print(const json_t *j, size_t *bytes, const char *where, Error *e);
 /* Writes to `path` through a temporary file and rename (file_write): readers see the old file or the new one. */
 bool json_write_file(const json_t *j, const char *path, Error *e);
+
+/* jansson takes most failed allocations for a mistake in the text, or for nothing. So they are noted, for each thread;
+ * reading and printing ask, and so must whoever calls jansson alone: false and EXIT_MEMORY when an allocation has failed
+ * since the last question. */
+bool json_had_memory(const char *where, Error *e);
 
 /* Typed members of an object. Missing (or null): `fallback`, no error. Another type, a fraction, out of [low, high],
  * or something that is no object: an error (EXIT_DATA) that names `where` and the key. Integers may be spelled as

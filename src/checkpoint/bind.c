@@ -123,6 +123,49 @@ static void note_unused(Binding *b) {
     }
 }
 
+/* ---- A tied head that is stored too ----------------------------------------------------------- */
+
+enum { COMPARED = 1 << 16 }; /* bytes at a time */
+
+static bool same_bytes(const Source *s, const Found *x, const Found *y, bool *same, Error *e) {
+    const StoredTensor *a = x->tensor, *b = y->tensor;
+    int64_t bytes = a->end - a->begin;
+    *same = a->type == b->type && b->end - b->begin == bytes;
+    char *memory = malloc(2 * COMPARED);
+    bool done =
+        memory || fail(e, EXIT_MEMORY, "out of memory while finding tensors; %s; free some memory", s->path.text);
+    for (int64_t at = 0; done && *same && at < bytes; at += COMPARED) {
+        size_t n = (size_t)min64(COMPARED, bytes - at);
+        done = safetensors_read(&s->files[x->file], a->begin + at, n, memory, e) &&
+               safetensors_read(&s->files[y->file], b->begin + at, n, memory + COMPARED, e);
+        *same = done && memcmp(memory, memory + COMPARED, n) == 0;
+    }
+    free(memory);
+    return done;
+}
+
+/* Some programs store it although it is the embedding. Equal to the bit it says nothing; another one says that config.json
+ * or the file is wrong, and only the user knows which. */
+static bool check_tied_head(Binding *b, Error *e) {
+    const Spec *spec = b->placement->spec;
+    char name[PLACED_NAME];
+    if (!spec->tied) return true;
+    spec_name(spec, HEAD, -1, -1, name, sizeof name);
+    Found head = look(b, name, false);
+    const Placed *embedding = placement_find(b->placement, EMBED, -1, -1);
+    const Found *found = &b->found[(embedding - b->placement->tensors) * PLACED_KINDS + STORE_WEIGHT];
+    if (!head.tensor || !found->tensor) return true;
+    bool same;
+    mark(b, &head);
+    if (!same_bytes(b->source, &head, found, &same, e)) return false;
+    return same || fail(e, EXIT_DATA,
+                        "config.json ties the head to the embedding, and another head is stored too; %s, "
+                        "tensor %s; set tie_word_embeddings to false if it is meant, or leave it out of the file",
+                        b->source->path.text, text_shown(name).text);
+}
+
+/* ---- All together ----------------------------------------------------------------------------- */
+
 static bool report(const Binding *b, Error *e) {
     const struct {
         const Trouble *trouble;
@@ -155,6 +198,7 @@ Found *source_bind(const Source *s, const Placement *p, bool state, Error *e) {
             if (kept) bind_one(&b, &p->tensors[i], k);
         }
     }
+    done = done && check_tied_head(&b, e);
     if (done) note_unused(&b);
     done = done && report(&b, e);
     free(b.used);

@@ -1,6 +1,7 @@
 /* `mop ckpt`: verify, list, prune and compare checkpoints, without ranks and while a run goes on. What a run is
  * about to rename or delete may vanish under these commands; they then say so and end. */
 #define _POSIX_C_SOURCE 200809L
+#include "base/file.h"
 #include "checkpoint/checkpoints.h"
 #include "checkpoint/source.h"
 #include <errno.h>
@@ -9,39 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 static const char usage[] =
     "mop ckpt verify CHECKPOINT|RUN; mop ckpt list RUN; mop ckpt prune RUN --keep K; mop ckpt diff A B";
 
 static bool misused(const char *what, Error *e) {
     return fail(e, EXIT_USAGE, "%s; command line; use %s", what, usage);
-}
-
-/* ---- Which checkpoint ------------------------------------------------------------------------- */
-
-static bool has(const char *directory, const char *name) {
-    return access(path_join(directory, name).text, F_OK) == 0;
-}
-
-bool checkpoint_named(const char *path, Path *out, Error *e) {
-    int64_t *steps, count;
-    snprintf(out->text, sizeof out->text, "%s", path);
-    if (has(path, "config.json") || has(path, "manifest.json")) return true;
-    Path parent = snapshot_parent(path);
-    if (!snapshots_list(parent.text, &steps, &count, e)) return false;
-    bool found = false;
-    Error newest = {0};
-    for (int64_t i = 0; i < count && !found; i++) {
-        Manifest m;
-        *out = path_join(parent.text, snapshot_name(steps[i]).text);
-        found = manifest_read(&m, out->text, &newest);
-        if (found) manifest_close(&m);
-    }
-    free(steps);
-    if (found) return true;
-    if (count > 0) return fail(e, newest.code, "%s", newest.text);
-    return fail(e, EXIT_DATA, "no checkpoint is there; %s; name a checkpoint's or a run's directory", path);
 }
 
 /* ---- verify ----------------------------------------------------------------------------------- */
@@ -58,7 +32,10 @@ bool checkpoint_verify(const char *directory, Error *e) {
 }
 
 static bool verify_one(const char *directory, Error *e) {
-    if (!checkpoint_verify(directory, e)) return false;
+    if (!checkpoint_verify(directory, e)) {
+        checkpoint_gone(directory, e);
+        return false;
+    }
     printf("%s: whole\n", directory);
     return true;
 }
@@ -76,14 +53,21 @@ static bool verify_run(const char *run, Error *e) {
         fail(e, own.code, "%s", own.text);
     }
     free(steps);
-    if (count == 0) fail(e, EXIT_DATA, "no checkpoint is there; %s; name a checkpoint's or a run's directory", run);
-    return e->code == EXIT_DONE;
+    return count > 0 ? e->code == EXIT_DONE : checkpoint_none(run, e);
 }
 
 static bool verify(int argc, char **argv, Error *e) {
+    bool whole, run, model;
     if (argc != 1) return misused("verify takes one directory", e);
-    bool one = has(argv[0], "manifest.json") || !has(argv[0], "ckpt");
-    return one ? verify_one(argv[0], e) : verify_run(argv[0], e);
+    if (!manifest_exists(argv[0], &whole, e) || !file_exists(snapshot_parent(argv[0]).text, &run, e) ||
+        !file_exists(path_join(argv[0], "config.json").text, &model, e))
+        return false;
+    if (whole) return verify_one(argv[0], e);
+    if (run || !model) return verify_run(argv[0], e);
+    return fail(e, EXIT_DATA,
+                "there is no manifest.json to verify it by; %s; only checkpoints of runs have one, and "
+                "exports and downloads have none: `mop inspect` looks at those",
+                argv[0]);
 }
 
 /* ---- list ------------------------------------------------------------------------------------- */
@@ -92,50 +76,74 @@ static bool sizes_match(const Manifest *m, const char *directory, int64_t *bytes
     for (int64_t f = 0; f < m->count; f++) {
         struct stat s;
         Path path = path_join(directory, m->files[f].name);
-        if (stat(path.text, &s) != 0 || s.st_size != m->files[f].bytes)
+        bool read = stat(path.text, &s) == 0;
+        if (!read && file_code(errno) != EXIT_DATA)
+            return fail(e, EXIT_IO, "cannot read: %s; %s; check the disk", strerror(errno), path.text);
+        if (!read || s.st_size != m->files[f].bytes)
             return fail(e, EXIT_DATA, "a file is missing or of another size; %s; use another checkpoint", path.text);
         *bytes += s.st_size;
     }
     return true;
 }
 
-static void print_checkpoint(const char *directory, int64_t step, FILE *f) {
+/* A checkpoint that is not whole is listed like the others; one that cannot be read ends the list. */
+static bool print_checkpoint(const char *directory, int64_t step, FILE *f, Error *e) {
     Manifest m;
     TrainState state;
     Type type;
-    Error e = {0};
+    Error own = {0};
     int64_t bytes = 0;
-    bool sound = manifest_read(&m, directory, &e);
+    bool sound = manifest_read(&m, directory, &own);
     if (sound) {
-        sound = sizes_match(&m, directory, &bytes, &e) && state_read(directory, &state, &type, &e);
+        sound = sizes_match(&m, directory, &bytes, &own) && state_read(directory, &state, &type, &own);
         manifest_close(&m);
     }
     if (sound) {
         fprintf(f, "step %lld  %.1f MB  %s  %lld tokens  %s\n", (long long)state.step, (double)bytes / 1e6,
                 type_name(type), (long long)state.tokens, directory);
-    } else {
-        fprintf(f, "step %lld  not whole: %s\n", (long long)step, e.text);
+        return true;
     }
+    checkpoint_gone(directory, &own);
+    if (own.code == EXIT_DATA) fprintf(f, "step %lld  not whole: %s\n", (long long)step, own.text);
+    return own.code == EXIT_DATA || fail(e, own.code, "%s", own.text);
 }
 
 bool checkpoints_print(const char *run, FILE *f, Error *e) {
     int64_t *steps, count;
     Path parent = snapshot_parent(run);
     if (!snapshots_list(parent.text, &steps, &count, e)) return false;
-    for (int64_t i = 0; i < count; i++)
-        print_checkpoint(path_join(parent.text, snapshot_name(steps[i]).text).text, steps[i], f);
+    bool done = true;
+    for (int64_t i = 0; done && i < count; i++)
+        done = print_checkpoint(path_join(parent.text, snapshot_name(steps[i]).text).text, steps[i], f, e);
     free(steps);
     if (count == 0) fprintf(f, "no checkpoints in %s\n", parent.text);
-    return true;
+    return done;
+}
+
+/* One that has not saved yet has an empty list. */
+static bool is_run(const char *path, Error *e) {
+    bool checkpoints, settings;
+    if (!file_exists(snapshot_parent(path).text, &checkpoints, e) ||
+        !file_exists(path_join(path, "config.yaml").text, &settings, e))
+        return false;
+    return checkpoints || settings || checkpoint_none(path, e);
 }
 
 static bool list(int argc, char **argv, Error *e) {
     if (argc != 1) return misused("list takes one run", e);
-    if (access(argv[0], F_OK) != 0) return fail(e, EXIT_DATA, "there is no run %s; give a run's directory", text_shown(argv[0]).text);
-    return checkpoints_print(argv[0], stdout, e);
+    return is_run(argv[0], e) && checkpoints_print(argv[0], stdout, e);
 }
 
 /* ---- prune ------------------------------------------------------------------------------------ */
+
+static bool prune_run(const char *parent, int64_t keep, Error *e) {
+    int64_t *steps, count;
+    if (!snapshots_list(parent, &steps, &count, e)) return false;
+    free(steps);
+    if (!snapshots_keep(parent, keep, stdout, e)) return false;
+    printf("%lld removed, %lld kept in %s\n", (long long)max64(0, count - keep), (long long)min64(count, keep), parent);
+    return true;
+}
 
 static bool prune(int argc, char **argv, Error *e) {
     char *end;
@@ -143,7 +151,7 @@ static bool prune(int argc, char **argv, Error *e) {
     errno = 0;
     long long keep = strtoll(argv[2], &end, 10);
     if (errno || *end || keep < 1) return misused("--keep takes a number of checkpoints, at least 1", e);
-    return snapshots_keep(snapshot_parent(argv[0]).text, keep, e);
+    return is_run(argv[0], e) && prune_run(snapshot_parent(argv[0]).text, keep, e);
 }
 
 /* ---- diff ------------------------------------------------------------------------------------- */
@@ -201,7 +209,9 @@ static bool diff_tensors(Diff *d, bool state, Error *e) {
 static bool diff_opened(Diff *d, const Path *a, const Path *b, const Spec *spec, Error *e) {
     TrainState ignored;
     Type x = FP32, y = FP32;
-    bool state = manifest_exists(a->text) && manifest_exists(b->text);
+    bool state, other;
+    if (!manifest_exists(a->text, &state, e) || !manifest_exists(b->text, &other, e)) return false;
+    state = state && other;
     if (state && (!state_read(a->text, &ignored, &x, e) || !state_read(b->text, &ignored, &y, e))) return false;
     state = state && x == y;
     if (!source_open(&d->a, a->text, state, e)) return false;
@@ -215,18 +225,26 @@ static bool diff_opened(Diff *d, const Path *a, const Path *b, const Spec *spec,
     return done;
 }
 
+static bool name_one(const char *path, NamedCheckpoint *out, Error *e) {
+    if (!checkpoint_named(path, out, e)) return false;
+    checkpoint_say_passed_over(out);
+    return true;
+}
+
 static bool diff(int argc, char **argv, bool *different, Error *e) {
-    Path a, b;
+    NamedCheckpoint a, b;
     Spec spec;
     Diff d = {.largest = 0};
     if (argc != 2) return misused("diff takes two checkpoints", e);
-    if (!checkpoint_named(argv[0], &a, e) || !checkpoint_named(argv[1], &b, e) ||
-        !spec_read(&spec, path_join(a.text, "config.json").text, e))
+    if (!name_one(argv[0], &a, e) || !name_one(argv[1], &b, e) ||
+        !spec_read(&spec, path_join(a.directory.text, "config.json").text, e))
         return false;
-    bool done = diff_opened(&d, &a, &b, &spec, e);
+    bool done = diff_opened(&d, &a.directory, &b.directory, &spec, e);
     if (done)
         printf("%lld of %lld tensors differ, by at most %.3g\n", (long long)d.different, (long long)d.compared,
                d.largest);
+    if (!done) checkpoint_gone(a.directory.text, e);
+    if (!done) checkpoint_gone(b.directory.text, e);
     *different = d.different > 0;
     spec_close(&spec);
     return done;

@@ -38,6 +38,13 @@ static bool take_memory(Checkpoints *c, Error *e) {
     return true;
 }
 
+bool checkpoints_carry(Checkpoints *c, const char *directory, const Tokenizer *tokenizer, Error *e) {
+    small_files_close(&c->carried);
+    return small_files_carry(&c->carried, directory, tokenizer, e) &&
+           small_files_generation(&c->carried, c->spec->source, e) && licence_of(directory, &c->licence, e) &&
+           directory_still_there(directory, e);
+}
+
 Checkpoints *checkpoints_open_sharded(const char *run, const char *base, const Spec *spec, Type type, Store *store,
                                       const Tokenizer *tokenizer, Comm *comm, int64_t shard, Error *e) {
     Checkpoints *c = calloc(1, sizeof *c);
@@ -47,9 +54,11 @@ Checkpoints *checkpoints_open_sharded(const char *run, const char *base, const S
     }
     *c = (Checkpoints){.spec = spec, .type = type, .store = store, .tokenizer = tokenizer, .comm = comm};
     snprintf(c->run.text, sizeof c->run.text, "%s", run);
-    snprintf(c->base.text, sizeof c->base.text, "%s", base);
     c->slice_count = store_slices(store, &c->slices);
-    if (placement_open(&c->placement, spec, type, true, shard, e) && take_memory(c, e)) return c;
+    bool saves = *run && comm->mesh.rank == 0;
+    if (placement_open(&c->placement, spec, type, true, shard, e) && take_memory(c, e) &&
+        (!saves || checkpoints_carry(c, base, tokenizer, e)))
+        return c;
     checkpoints_close(c);
     return NULL;
 }
@@ -62,6 +71,7 @@ Checkpoints *checkpoints_open(const char *run, const char *base, const Spec *spe
 void checkpoints_close(Checkpoints *c) {
     if (!c) return;
     placement_close(&c->placement);
+    small_files_close(&c->carried);
     free(c->buffer);
     free(c->written);
     free(c->round);

@@ -4,6 +4,7 @@
 
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/manifest.h"
+#include "checkpoint/small_files.h"
 #include "checkpoint/snapshot.h"
 
 /* A hash on its way from the rank that wrote the bytes to rank 0. */
@@ -15,7 +16,9 @@ typedef struct {
 enum { WRITTEN_ROUND = 1024 }; /* hashes that a rank sends at a time */
 
 struct Checkpoints {
-    Path run, base;
+    Path run;
+    SmallFiles carried; /* rank 0's, of a run that is saved */
+    Licence licence;
     const Spec *spec;
     Type type;
     Store *store;
@@ -46,28 +49,20 @@ bool placed_files_make(const Placement *p, const char *directory, Error *e);
 /* pwrite until all is written; false: see errno. */
 bool write_whole(int fd, const void *data, size_t bytes, int64_t at);
 
-/* state.json. `licence`: "" for none. */
-bool state_write(const char *directory, const TrainState *state, Type type, const char *licence, Error *e);
+/* state.json. `licence`: "" for none. NULL: out of memory. */
+json_t *state_json(const TrainState *state, Type type, const char *licence);
 bool state_read(const char *directory, TrainState *state, Type *type, Error *e);
 
-/* generation_config.json: what of the model's config is about generating. */
-bool generation_config_write(const char *directory, const json_t *config, Error *e);
-
-/* Copies one small file, if it is there; true when it was not. */
-bool small_file_copy(const char *from, const char *to, const char *name, Error *e);
-/* Licences go wherever the weights go: LICENSE and NOTICE files, and the name that a model card or state.json
- * states ("" if none). */
-bool licence_copy(const char *from, const char *to, Error *e);
-typedef struct {
-    char text[64];
-} Licence;
-Licence licence_of(const char *directory);
+/* What a run carries: from where its weights came from, or, once it resumes, from its checkpoint. Not collective. */
+bool checkpoints_carry(Checkpoints *c, const char *directory, const Tokenizer *tokenizer, Error *e);
 
 /* ---- For commands ----------------------------------------------------------------------------- */
 
-/* The checkpoint that a user means: the directory itself where it has a config.json, else the newest of a run
- * with a good manifest. */
-bool checkpoint_named(const char *path, Path *out, Error *e);
+/* Why a path means none; always false. */
+bool checkpoint_none(const char *path, Error *e);
+/* After a failure: whether the checkpoint itself is gone, because a run that was training has removed it; then `e` says
+ * that. */
+bool checkpoint_gone(const char *directory, Error *e);
 /* Every checkpoint of RUN, a line each. */
 bool checkpoints_print(const char *run, FILE *f, Error *e);
 

@@ -6,20 +6,20 @@
 #include "base/file.h"
 #include "checkpoint/checkpoints.h"
 #include "checkpoint/source.h"
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 static const char usage[] = "mop export CHECKPOINT|RUN --out DIR [--dtype fp32|bf16|fp64]";
 
 typedef struct {
     const char *from, *out, *dtype;
-    Path source, making; /* the checkpoint; the directory until it is complete */
+    NamedCheckpoint source;
+    Path making;  /* the directory until it is complete */
+    bool damaged; /* what the export failed at is the checkpoint's bytes */
     Spec spec;
     Type type;
 } Export;
@@ -56,18 +56,20 @@ static bool write_file(const Export *x, const Placement *p, int file, Source *s,
 }
 
 static bool write_index(const Export *x, const Placement *p, Error *e) {
+    if (p->model_files == 1) return true;
     json_t *index = placement_index(p);
-    bool done = !index || json_write_file(index, path_join(x->making.text, "model.safetensors.index.json").text, e);
+    bool done = json_write_file(index, path_join(x->making.text, "model.safetensors.index.json").text, e);
     json_decref(index);
     return done;
 }
 
-static bool write_weights(const Export *x, Source *s, Error *e) {
+static bool write_weights(Export *x, Source *s, Error *e) {
     Placement p;
     if (!placement_open(&p, &x->spec, x->type, false, placement_shard, e)) return false;
     Found *found = source_bind(s, &p, false, e);
     bool done = found && placed_files_make(&p, x->making.text, e) && write_index(x, &p, e);
     for (int f = 0; done && f < p.file_count; f++) done = write_file(x, &p, f, s, found, e);
+    x->damaged = found && e->code == EXIT_DATA;
     free(found);
     placement_close(&p);
     return done;
@@ -77,7 +79,8 @@ static bool write_weights(const Export *x, Source *s, Error *e) {
 
 static bool write_card(const Export *x, Error *e) {
     Text t = {0};
-    Licence licence = licence_of(x->source.text);
+    Licence licence;
+    if (!licence_of(x->source.directory.text, &licence, e)) return false;
     text_add(&t, "---\nlibrary_name: transformers\npipeline_tag: text-generation\n");
     if (*licence.text) text_add(&t, "license: %s\n", licence.text);
     text_add(&t, "---\n\n# %s\n\nA mixture-of-experts language model (`%s`), trained with mop %s.\n\n",
@@ -98,28 +101,13 @@ static bool write_card(const Export *x, Error *e) {
     return done;
 }
 
-static bool write_config(const Export *x, Error *e) {
-    json_t *config = spec_config(&x->spec, x->type);
-    bool done = json_write_file(config, path_join(x->making.text, "config.json").text, e);
-    json_decref(config);
+static bool write_small_files(const Export *x, Error *e) {
+    SmallFiles files = {0};
+    bool done = small_files_add(&files, "config.json", spec_config(&x->spec, x->type), e) &&
+                small_files_carry(&files, x->source.directory.text, NULL, e) &&
+                small_files_generation(&files, x->spec.source, e) && small_files_write(&files, x->making.text, e);
+    small_files_close(&files);
     return done;
-}
-
-static bool copy_small_files(const Export *x, Error *e) {
-    static const char *const names[] = {"tokenizer.json",
-                                        "tokenizer_config.json",
-                                        "special_tokens_map.json",
-                                        "added_tokens.json",
-                                        "chat_template.jinja",
-                                        "generation_config.json",
-                                        "vocab.json",
-                                        "merges.txt"};
-    if (!generation_config_write(x->making.text, x->spec.source, e))
-        return false; /* replaced where the source has one */
-    for (size_t i = 0; i < COUNT(names); i++) {
-        if (!small_file_copy(x->source.text, x->making.text, names[i], e)) return false;
-    }
-    return licence_copy(x->source.text, x->making.text, e);
 }
 
 /* ---- The command ------------------------------------------------------------------------------ */
@@ -157,13 +145,19 @@ static bool choose_type(Export *x, const Source *s, Error *e) {
     return !x->dtype || misused("--dtype is fp32, bf16 or fp64", e);
 }
 
+/* Nothing there, or an empty directory, which the rename replaces. */
 static bool check_free(const char *out, Error *e) {
-    DIR *d = opendir(out);
-    if (!d && errno == ENOENT) return true;
-    int entries = 0;
-    while (d && readdir(d)) entries++;
+    const char *name = NULL;
+    FileKind kind;
+    if (!file_kind(out, &kind, e)) return false;
+    if (kind == KIND_NONE) return true;
+    DIR *d = kind == KIND_DIRECTORY ? opendir(out) : NULL;
+    if (kind == KIND_DIRECTORY && !d)
+        return fail(e, EXIT_IO, "cannot list a directory: %s; %s; check its rights", strerror(errno), out);
+    bool listed = !d || directory_next(d, out, &name, e);
     if (d) closedir(d);
-    return entries == 2 || fail(e, EXIT_USAGE, "something is there already; %s; name a new or empty directory", out);
+    if (!listed) return false;
+    return (d && !name) || fail(e, EXIT_USAGE, "something is there already; %s; name a new or empty directory", out);
 }
 
 static bool make_directory(Export *x, Error *e) {
@@ -177,10 +171,11 @@ static bool make_directory(Export *x, Error *e) {
 }
 
 static bool export_into(Export *x, Source *s, Error *e) {
-    return write_weights(x, s, e) && write_config(x, e) && copy_small_files(x, e) && write_card(x, e) &&
-           directory_sync(x->making.text, e) &&
+    return write_weights(x, s, e) && write_small_files(x, e) && write_card(x, e) &&
+           directory_still_there(x->source.directory.text, e) && directory_sync(x->making.text, e) &&
            (rename(x->making.text, x->out) == 0 ||
-            fail(e, EXIT_IO, "cannot rename: %s; %s; check the directory and its rights", strerror(errno), x->out));
+            fail(e, EXIT_IO, "cannot rename: %s; %s; check the directory and its rights", strerror(errno), x->out)) &&
+           file_sync_parent(x->out, e);
 }
 
 static bool export_source(Export *x, Source *s, Error *e) {
@@ -190,17 +185,32 @@ static bool export_source(Export *x, Source *s, Error *e) {
     return false;
 }
 
+static bool export_checkpoint(Export *x, Error *e) {
+    Source s;
+    const char *directory = x->source.directory.text;
+    if (!spec_read(&x->spec, path_join(directory, "config.json").text, e)) return false;
+    bool done = source_open(&s, directory, false, e);
+    x->damaged = e->code == EXIT_DATA;
+    if (done) {
+        done = export_source(x, &s, e);
+        source_close(&s);
+    }
+    spec_close(&x->spec);
+    return done;
+}
+
 int export_command(int argc, char **argv) {
     Export x = {0};
-    Source s;
     Error e = {0};
-    if (read_arguments(&x, argc, argv, &e) && check_free(x.out, &e) && checkpoint_named(x.from, &x.source, &e) &&
-        spec_read(&x.spec, path_join(x.source.text, "config.json").text, &e)) {
-        if (source_open(&s, x.source.text, false, &e)) {
-            if (export_source(&x, &s, &e)) printf("%s: %s of %s\n", x.out, type_name(x.type), x.source.text);
-            source_close(&s);
-        }
-        spec_close(&x.spec);
+    bool named = read_arguments(&x, argc, argv, &e) && check_free(x.out, &e) && checkpoint_named(x.from, &x.source, &e);
+    if (!named) return error_print(&e);
+    for (;;) {
+        checkpoint_say_passed_over(&x.source);
+        if (export_checkpoint(&x, &e)) break;
+        Error damage = e;
+        if (checkpoint_gone(x.source.directory.text, &e) || !x.damaged || !checkpoint_older(&x.source, &damage, &e))
+            return error_print(&e);
     }
-    return e.code == EXIT_DONE ? EXIT_DONE : error_print(&e);
+    printf("%s: %s of %s\n", x.out, type_name(x.type), x.source.directory.text);
+    return EXIT_DONE;
 }

@@ -1,13 +1,12 @@
 /* `mop inspect`: what is in a .safetensors file, a model's directory or a run, for people to read. A damaged
  * thing is told about like any other, with exit code 3. */
 #define _POSIX_C_SOURCE 200809L
+#include "base/file.h"
 #include "checkpoint/checkpoints.h"
 #include "checkpoint/source.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 /* ---- One file --------------------------------------------------------------------------------- */
 
@@ -75,9 +74,9 @@ static bool print_state(const char *directory, Error *e) {
 
 static bool inspect_model(const char *directory, Error *e) {
     Source s;
-    bool checkpoint = manifest_exists(directory);
-    if (!print_model(directory, e) || (checkpoint && !print_state(directory, e)) ||
-        !source_open(&s, directory, checkpoint, e))
+    bool checkpoint;
+    if (!manifest_exists(directory, &checkpoint, e) || !print_model(directory, e) ||
+        (checkpoint && !print_state(directory, e)) || !source_open(&s, directory, checkpoint, e))
         return false;
     for (int i = 0; i < s.file_count; i++) print_summary(&s.files[i]);
     if (checkpoint) printf("headers and small files are as they were written; `mop ckpt verify` reads all\n");
@@ -87,11 +86,30 @@ static bool inspect_model(const char *directory, Error *e) {
 
 /* ---- The command ------------------------------------------------------------------------------ */
 
+static bool inspect_directory(const char *path, Error *e) {
+    bool run, model;
+    if (!file_exists(snapshot_parent(path).text, &run, e) ||
+        !file_exists(path_join(path, "config.json").text, &model, e))
+        return false;
+    if (run) return checkpoints_print(path, stdout, e);
+    if (!model) return checkpoint_none(path, e);
+    if (inspect_model(path, e)) return true;
+    checkpoint_gone(path, e);
+    return false;
+}
+
 static bool inspect(const char *path, Error *e) {
-    struct stat s;
-    if (stat(path, &s) != 0 || !S_ISDIR(s.st_mode)) return inspect_file(path, e);
-    if (access(path_join(path, "ckpt").text, F_OK) == 0) return checkpoints_print(path, stdout, e);
-    return inspect_model(path, e);
+    FileKind kind;
+    if (!file_kind(path, &kind, e)) return false;
+    if (kind == KIND_DIRECTORY) return inspect_directory(path, e);
+    Error own = {0};
+    if (inspect_file(path, &own)) return true;
+    if (kind != KIND_NONE && own.code == EXIT_DATA && !strstr(path, ".safetensors"))
+        return fail(e, EXIT_DATA,
+                    "this is no .safetensors file; %s; name one, or a checkpoint's, a run's or a model's "
+                    "directory",
+                    path);
+    return fail(e, own.code, "%s", own.text);
 }
 
 int inspect_command(int argc, char **argv) {

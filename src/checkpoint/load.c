@@ -13,6 +13,21 @@
 
 typedef enum { LOAD_DONE, LOAD_DAMAGED, LOAD_FAILED } Outcome;
 
+/* ---- Outcomes --------------------------------------------------------------------------------- */
+
+static Outcome outcome_of(const Error *e) {
+    return e->code == EXIT_DATA ? LOAD_DAMAGED : LOAD_FAILED;
+}
+
+/* The same on every rank: failure before damage, and the first rank's words. All have read the same. */
+static Outcome agree(Checkpoints *c, Outcome outcome, uint64_t identity, const Error *own, Error *e) {
+    *e = *own;
+    if (!host_agree(c->comm, outcome != LOAD_FAILED, e)) return LOAD_FAILED;
+    *e = *own;
+    if (!host_agree(c->comm, outcome == LOAD_DONE, e)) return outcome_of(e);
+    return weights_same(c->comm, identity, e) ? LOAD_DONE : LOAD_FAILED;
+}
+
 /* ---- Slices ----------------------------------------------------------------------------------- */
 
 static bool load_slice(Checkpoints *c, Source *s, const Found *f, const Slice *slice, StoreKind kind, Error *e) {
@@ -43,27 +58,57 @@ static bool load_all(Checkpoints *c, Source *s, const Found *found, Error *e) {
 
 /* ---- Weights only ----------------------------------------------------------------------------- */
 
-static bool load_weights(Checkpoints *c, const char *path, uint64_t *identity, Error *e) {
+static Outcome load_weights(Checkpoints *c, const char *path, uint64_t *identity, Error *e) {
     Source s;
-    if (!source_open(&s, path, false, e)) return false;
+    if (!source_open(&s, path, false, e)) return outcome_of(e);
     Found *found = source_bind(&s, &c->placement, false, e);
-    bool done = found && source_identity(&s, identity, e) && load_kind(c, &s, found, STORE_MASTER, STORE_WEIGHT, e);
+    Outcome outcome = LOAD_FAILED;
+    if (found && source_identity(&s, identity, e))
+        outcome = load_kind(c, &s, found, STORE_MASTER, STORE_WEIGHT, e) ? LOAD_DONE : outcome_of(e);
     free(found);
     source_close(&s);
-    return done;
+    return outcome;
+}
+
+static Outcome load_weights_together(Checkpoints *c, const char *path, Error *e) {
+    Error own = {0};
+    uint64_t identity = 0;
+    store_flush(c->store);
+    Outcome outcome = load_weights(c, path, &identity, &own);
+    return agree(c, outcome, identity, &own, e);
 }
 
 bool checkpoint_load_weights(Checkpoints *c, const char *path, Error *e) {
-    uint64_t identity = 0;
-    store_flush(c->store);
-    return host_agree(c->comm, load_weights(c, path, &identity, e), e) && weights_same(c->comm, identity, e);
+    return load_weights_together(c, path, e) == LOAD_DONE;
+}
+
+/* Rank 0 looks for it, and all take its word. One that is gone is not damaged, and no older one is what was meant. */
+static bool older_together(Checkpoints *c, NamedCheckpoint *n, Error *e) {
+    int64_t steps[c->comm->mesh.world], step = -1;
+    Error damage = *e;
+    if (c->comm->mesh.rank == 0) {
+        if (!checkpoint_gone(n->directory.text, e) && checkpoint_older(n, &damage, e)) step = n->step;
+    }
+    Error heard = {0};
+    if (!host_gather(c->comm, steps, &step, sizeof step, &heard)) {
+        *e = heard;
+        return false;
+    }
+    if (steps[0] < 0) return host_agree(c->comm, false, e);
+    *e = (Error){0};
+    n->step = steps[0];
+    n->directory = path_join(snapshot_parent(n->run.text).text, snapshot_name(n->step).text);
+    return true;
+}
+
+bool checkpoint_load_named(Checkpoints *c, NamedCheckpoint *n, Error *e) {
+    Outcome outcome;
+    do outcome = load_weights_together(c, n->directory.text, e);
+    while (outcome == LOAD_DAMAGED && older_together(c, n, e));
+    return outcome == LOAD_DONE;
 }
 
 /* ---- Everything ------------------------------------------------------------------------------- */
-
-static Outcome outcome_of(const Error *e) {
-    return e->code == EXIT_DATA ? LOAD_DAMAGED : LOAD_FAILED;
-}
 
 static bool check_state(const Checkpoints *c, const char *directory, TrainState *state, Error *e) {
     Type type;
@@ -96,15 +141,10 @@ static Outcome load_here(Checkpoints *c, const char *directory, Loaded *out, Err
     return outcome;
 }
 
-/* The same on every rank: failure before damage, and the first rank's words. */
 static Outcome load_together(Checkpoints *c, const char *directory, Loaded *out, Error *e) {
     Error own = {0};
     Outcome outcome = load_here(c, directory, out, &own);
-    *e = own;
-    if (!host_agree(c->comm, outcome != LOAD_FAILED, e)) return LOAD_FAILED;
-    *e = own;
-    if (!host_agree(c->comm, outcome == LOAD_DONE, e)) return outcome_of(e);
-    return weights_same(c->comm, out->identity, e) ? LOAD_DONE : LOAD_FAILED;
+    return agree(c, outcome, out->identity, &own, e);
 }
 
 bool checkpoint_load(Checkpoints *c, const char *directory, TrainState *state, Error *e) {
@@ -143,12 +183,10 @@ static bool none_is_whole(const char *parent, const ResumeReport *r, Error *e) {
                 (long long)r->damaged, r->damage, parent);
 }
 
-/* What goes with the weights comes from here on from the run itself, whatever model.path leads to now. */
-static void take_report(Checkpoints *c, ResumeReport *report, const Loaded *loaded, const Path *directory) {
+static void take_report(ResumeReport *report, const Loaded *loaded, const Path *directory) {
     report->state = loaded->state;
     report->changes = loaded->changes;
     snprintf(report->directory, sizeof report->directory, "%s", directory->text);
-    c->base = *directory;
 }
 
 bool checkpoint_resume(Checkpoints *c, ResumeReport *report, Error *e) {
@@ -163,7 +201,7 @@ bool checkpoint_resume(Checkpoints *c, ResumeReport *report, Error *e) {
         Loaded loaded = {0};
         Error own = {0};
         outcome = load_together(c, directory.text, &loaded, &own);
-        if (outcome == LOAD_DONE) take_report(c, report, &loaded, &directory);
+        if (outcome == LOAD_DONE) take_report(report, &loaded, &directory);
         if (outcome == LOAD_FAILED) *e = own;
         if (outcome == LOAD_DAMAGED && report->damaged++ == 0)
             snprintf(report->damage, sizeof report->damage, "%s", own.text);
@@ -171,5 +209,8 @@ bool checkpoint_resume(Checkpoints *c, ResumeReport *report, Error *e) {
     free(steps);
     report->found = outcome == LOAD_DONE;
     if (outcome == LOAD_DAMAGED && report->damaged > 0) return none_is_whole(parent.text, report, e);
-    return outcome != LOAD_FAILED;
+    if (!report->found) return outcome != LOAD_FAILED;
+    bool first =
+        c->comm->mesh.rank == 0; /* what goes with the weights is the run's own now, whatever model.path says */
+    return host_agree(c->comm, !first || checkpoints_carry(c, report->directory, NULL, e), e);
 }

@@ -181,7 +181,7 @@ static bool read_files(Manifest *m, const json_t *json, const char *path, Error 
     int64_t version;
     if (!json_int(json, "version", 0, 0, INT32_MAX, &version, path, e)) return false;
     if (version != MANIFEST_VERSION) {
-        return fail(e, EXIT_DATA,
+        return fail(e, EXIT_USAGE, /* whole, so no older one may be taken for it */
                     "checkpoint of version %lld, this mop reads version %d; %s; use the mop that wrote it",
                     (long long)version, MANIFEST_VERSION, path);
     }
@@ -197,8 +197,8 @@ static bool read_files(Manifest *m, const json_t *json, const char *path, Error 
     return true;
 }
 
-bool manifest_exists(const char *directory) {
-    return access(path_join(directory, "manifest.json").text, F_OK) == 0;
+bool manifest_exists(const char *directory, bool *exists, Error *e) {
+    return file_exists(path_join(directory, "manifest.json").text, exists, e);
 }
 
 bool manifest_read(Manifest *m, const char *directory, Error *e) {
@@ -304,8 +304,10 @@ bool manifest_verify_file(const ManifestFile *f, const char *directory, void *bu
     Path path = path_join(directory, f->name);
     int fd = open(path.text, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        return fail(e, errno == ENOENT ? EXIT_DATA : EXIT_IO, "checkpoint is damaged: cannot open: %s; %s; %s",
-                    strerror(errno), path.text, advice);
+        ExitCode code = file_code(errno);
+        if (code == EXIT_DATA) return bad(path.text, "one of its files is missing", f->name, e);
+        return fail(e, code, "cannot open: %s; %s; check the disk, the path and its rights", strerror(errno),
+                    path.text);
     }
     bool sound = check_size(f, fd, path.text, e);
     for (int64_t i = 0; sound && i < f->count; i++) sound = extent_verify(&f->extents[i], fd, path.text, buffer, e);

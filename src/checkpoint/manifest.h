@@ -10,7 +10,8 @@
  *
  * An extent is a run of bytes [begin, end) of the file that one rank wrote, hashed while it was written
  * (XXH3-128); of a tensor it is at most EXTENT_BYTES long, so that reading any slice verifies little more than
- * the slice. Extents cover every byte. */
+ * the slice. Extents cover every byte; an empty file has none. The files are the placement's and then the small ones, in
+ * the order in which they were written, whatever order the directory lists them in. */
 #ifndef MOP_MANIFEST_H
 #define MOP_MANIFEST_H
 
@@ -37,7 +38,7 @@ typedef struct {
     int64_t count;
 } Manifest;
 
-bool manifest_exists(const char *directory);
+bool manifest_exists(const char *directory, bool *exists, Error *e);
 /* EXIT_DATA when it is missing, was changed or does not cover its files. Looks at no other file. */
 bool manifest_read(Manifest *m, const char *directory, Error *e);
 void manifest_close(Manifest *m);                                       /* of one that was read */

@@ -173,7 +173,7 @@ void placement_close(Placement *p) {
 }
 
 json_t *placement_index(const Placement *p) {
-    if (p->model_files == 1) return NULL;
+    MUST(p->model_files > 1);
     json_t *map = json_object();
     int64_t total = 0;
     for (int64_t i = 0; i < p->count; i++) {

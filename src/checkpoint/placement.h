@@ -3,7 +3,7 @@
  *
  *     model.safetensors or model-0000i-of-0000n.safetensors   every weight by its Hugging Face name
  *     optim-0000i-of-0000n.safetensors                        NAME.exp_avg, NAME.exp_avg_sq, of bf16 runs NAME.master
- * / */
+ */
 #ifndef MOP_PLACEMENT_H
 #define MOP_PLACEMENT_H
 
@@ -51,7 +51,7 @@ void placement_close(Placement *p);
 /* NULL: the model has no such tensor. `layer` does not matter where there is one for the whole model. */
 const Placed *placement_find(const Placement *p, ParameterName parameter, int64_t layer, int64_t expert);
 void placed_name(const Placement *p, const Placed *t, StoreKind kind, char out[PLACED_NAME]);
-/* model.safetensors.index.json; NULL when one file holds all. The caller decrefs. */
+/* model.safetensors.index.json, where there is more than one file; the caller decrefs. NULL: out of memory. */
 json_t *placement_index(const Placement *p);
 
 extern const int64_t placement_shard; /* 5 GB, as transformers cuts */

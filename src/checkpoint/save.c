@@ -5,9 +5,7 @@
  *     rank 0     gather hashes, small files, manifest, fsync, rename | and rank 0 removes the temporary directory
  */
 #define _GNU_SOURCE
-#include "base/file.h"
 #include "checkpoint/checkpoints.h"
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -140,21 +138,14 @@ static bool gather_written(const Save *s, Written **all, int64_t *total, Error *
 
 /* ---- Rank 0: small files and manifest --------------------------------------------------------- */
 
-static bool write_json(const Save *s, json_t *json, const char *name, Error *e) {
-    bool done = json_write_file(json, path_join(s->directory.text, name).text, e);
-    json_decref(json);
-    return done;
-}
-
-static bool write_small_files(const Save *s, Error *e) {
+/* Those of this save, then those that every save carries. */
+static bool make_small_files(const Save *s, SmallFiles *made, Error *e) {
     const Checkpoints *c = s->c;
-    json_t *index = placement_index(&c->placement);
-    return (!index || write_json(s, index, "model.safetensors.index.json", e)) &&
-           write_json(s, spec_config(c->spec, c->type), "config.json", e) &&
-           generation_config_write(s->directory.text, c->spec->source, e) &&
-           (!c->tokenizer || tokenizer_write(c->tokenizer, s->directory.text, e)) &&
-           (!*c->base.text || licence_copy(c->base.text, s->directory.text, e)) &&
-           state_write(s->directory.text, s->state, c->type, licence_of(c->base.text).text, e);
+    return (c->placement.model_files == 1 ||
+            small_files_add(made, "model.safetensors.index.json", placement_index(&c->placement), e)) &&
+           small_files_add(made, "config.json", spec_config(c->spec, c->type), e) &&
+           small_files_add(made, "state.json", state_json(s->state, c->type, c->licence.text), e) &&
+           small_files_write(made, s->directory.text, e) && small_files_write(&c->carried, s->directory.text, e);
 }
 
 /* The header and what was written after it. That nothing is left out or written twice is the store's promise. */
@@ -174,49 +165,26 @@ static void list_placed(const PlacedFile *f, int64_t file, const Written *all, i
     MUST(at == f->bytes);
 }
 
-static bool list_small(const Save *s, const char *name, ManifestFile *m, Extent *extent, Error *e) {
-    size_t bytes;
-    char *text = file_read(path_join(s->directory.text, name).text, (size_t)1 << 30, &bytes, e);
-    if (!text) return false;
-    MUST(strlen(name) < sizeof m->name && bytes > 0);
-    strcpy(m->name, name);
-    m->bytes = (int64_t)bytes;
-    m->extents = extent;
-    m->extents[m->count++] = (Extent){0, m->bytes, extent_hash(text, bytes)};
-    free(text);
-    return true;
-}
-
-enum { SMALL_FILES = 64 };
-
-static bool is_placed(const Placement *p, const char *name) {
-    for (int f = 0; f < p->file_count; f++) {
-        if (strcmp(p->files[f].name, name) == 0) return true;
+/* An empty file has no extent. */
+static void list_small(const SmallFiles *files, Manifest *m, Extent **next) {
+    for (int i = 0; i < files->count; i++) {
+        const SmallFile *f = &files->file[i];
+        ManifestFile *listed = &m->files[m->count++];
+        MUST(strlen(f->name) < sizeof listed->name);
+        strcpy(listed->name, f->name);
+        listed->bytes = (int64_t)f->bytes;
+        listed->extents = *next;
+        if (f->bytes > 0) listed->extents[listed->count++] = (Extent){0, listed->bytes, extent_hash(f->text, f->bytes)};
+        *next += listed->count;
     }
-    return false;
 }
 
-/* All that is in the directory beside the placed files. */
-static bool list_small_files(const Save *s, Manifest *m, Extent *extents, Error *e) {
-    DIR *d = opendir(s->directory.text);
-    if (!d) return cannot("list a checkpoint", s->directory.text, e);
-    bool done = true;
-    int64_t first = m->count;
-    for (struct dirent *entry; done && (entry = readdir(d));) {
-        if (entry->d_name[0] == '.' || is_placed(&s->c->placement, entry->d_name)) continue;
-        MUST(m->count - first < SMALL_FILES);
-        done = list_small(s, entry->d_name, &m->files[m->count], extents + (m->count - first), e);
-        m->count++;
-    }
-    closedir(d);
-    return done;
-}
-
-static bool write_manifest(const Save *s, const Written *all, int64_t total, Error *e) {
+/* What was written is listed, whatever the directory's own list may be. */
+static bool write_manifest(const Save *s, const Written *all, int64_t total, const SmallFiles *made, Error *e) {
     const Placement *p = &s->c->placement;
-    Manifest m = {.step = s->state->step};
-    m.files = calloc((size_t)p->file_count + SMALL_FILES, sizeof *m.files);
-    Extent *extents = malloc((size_t)(total + p->file_count + SMALL_FILES) * sizeof *extents), *next = extents;
+    int64_t files = p->file_count + made->count + s->c->carried.count;
+    Manifest m = {.step = s->state->step, .files = calloc((size_t)files, sizeof *m.files)};
+    Extent *extents = malloc((size_t)(total + files) * sizeof *extents), *next = extents;
     bool done = m.files && extents;
     if (!done) fail(e, EXIT_MEMORY, "out of memory for a manifest; %s; free some memory", s->directory.text);
     for (int f = 0; done && f < p->file_count; f++) {
@@ -224,7 +192,11 @@ static bool write_manifest(const Save *s, const Written *all, int64_t total, Err
         next += m.files[f].count;
         m.count++;
     }
-    done = done && list_small_files(s, &m, next, e) && manifest_write(&m, p, s->directory.text, e);
+    if (done) {
+        list_small(made, &m, &next);
+        list_small(&s->c->carried, &m, &next);
+    }
+    done = done && manifest_write(&m, p, s->directory.text, e);
     free(extents);
     free(m.files);
     return done;
@@ -244,7 +216,10 @@ static bool appear(const Save *s, Error *e) {
 }
 
 static bool finish(const Save *s, const Written *all, int64_t total, Error *e) {
-    return write_small_files(s, e) && write_manifest(s, all, total, e) && appear(s, e);
+    SmallFiles made = {0};
+    bool done = make_small_files(s, &made, e) && write_manifest(s, all, total, &made, e) && appear(s, e);
+    small_files_close(&made);
+    return done;
 }
 
 /* ---- The story -------------------------------------------------------------------------------- */
@@ -278,7 +253,6 @@ bool checkpoint_save(Checkpoints *c, const TrainState *state, SaveReport *report
             snapshot_remove(s.parent.text, snapshot_temporary(state->step, "tmp", s.random).text, &ignored);
         return false;
     }
-    c->base = s.final; /* the next one's small files: an older checkpoint may be deleted by then */
     if (report) {
         *report = (SaveReport){.seconds = seconds_now() - began};
         snprintf(report->directory, sizeof report->directory, "%s", s.final.text);
@@ -289,5 +263,5 @@ bool checkpoint_save(Checkpoints *c, const TrainState *state, SaveReport *report
 
 bool checkpoint_keep(Checkpoints *c, int64_t last, Error *e) {
     bool first = c->comm->mesh.rank == 0;
-    return host_agree(c->comm, !first || snapshots_keep(snapshot_parent(c->run.text).text, last, e), e);
+    return host_agree(c->comm, !first || snapshots_keep(snapshot_parent(c->run.text).text, last, NULL, e), e);
 }

@@ -3,6 +3,7 @@
  * links. */
 #define _GNU_SOURCE
 #include "checkpoint/snapshot.h"
+#include "base/file.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -70,8 +71,18 @@ static bool append(int64_t **steps, int64_t *count, int64_t step) {
 static bool open_directory(const char *path, DIR **d, Error *e) {
     *d = opendir(path);
     if (*d || errno == ENOENT) return true;
-    return fail(e, errno == ENOTDIR ? EXIT_DATA : EXIT_IO, "cannot list checkpoints: %s; %s; %s", strerror(errno), path,
-                advice);
+    return fail(e, file_code(errno), "cannot list checkpoints: %s; %s; %s", strerror(errno), path, advice);
+}
+
+static bool list(DIR *d, const char *parent, int64_t **steps, int64_t *count, Error *e) {
+    const char *name;
+    do {
+        if (!directory_next(d, parent, &name, e)) return false;
+        int64_t step = name ? step_of(name) : -1;
+        if (step >= 0 && !append(steps, count, step))
+            return fail(e, EXIT_MEMORY, "out of memory while listing checkpoints; %s; free some memory", parent);
+    } while (name);
+    return true;
 }
 
 bool snapshots_list(const char *parent, int64_t **steps, int64_t *count, Error *e) {
@@ -80,39 +91,42 @@ bool snapshots_list(const char *parent, int64_t **steps, int64_t *count, Error *
     *count = 0;
     if (!open_directory(parent, &d, e)) return false;
     if (!d) return true;
-    bool done = true;
-    for (struct dirent *entry; done && (entry = readdir(d));) {
-        int64_t step = step_of(entry->d_name);
-        if (step >= 0) done = append(steps, count, step);
-    }
+    bool done = list(d, parent, steps, count, e);
     closedir(d);
     if (!done) {
         free(*steps);
         *steps = NULL;
-        return fail(e, EXIT_MEMORY, "out of memory while listing checkpoints; %s; free some memory", parent);
+        *count = 0;
     }
     if (*count) qsort(*steps, (size_t)*count, sizeof **steps, newest_first);
-    return true;
+    return done;
 }
 
 /* ---- Removing --------------------------------------------------------------------------------- */
+
+static bool remove_files(DIR *d, const char *path, Error *e) {
+    const char *name;
+    for (;;) {
+        if (!directory_next(d, path, &name, e)) return false;
+        if (!name) return true;
+        if (unlinkat(dirfd(d), name, 0) != 0 && errno != ENOENT)
+            return fail(e, EXIT_IO, "cannot delete a checkpoint's file: %s; %s/%s; %s", strerror(errno), path,
+                        text_shown(name).text, advice);
+    }
+}
 
 bool directory_remove(const char *path, Error *e) {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
     if (!d) {
+        int why = errno;
         if (fd >= 0) close(fd);
-        return errno == ENOENT ||
-               fail(e, EXIT_IO, "cannot delete a checkpoint: %s; %s; %s", strerror(errno), path, advice);
+        return (fd < 0 && why == ENOENT) ||
+               fail(e, EXIT_IO, "cannot delete a checkpoint: %s; %s; %s", strerror(why), path, advice);
     }
-    bool done = true;
-    for (struct dirent *entry; done && (entry = readdir(d));) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) continue;
-        done = unlinkat(fd, entry->d_name, 0) == 0 || errno == ENOENT;
-    }
-    int why = errno;
+    bool done = remove_files(d, path, e);
     closedir(d);
-    if (!done) return fail(e, EXIT_IO, "cannot delete a checkpoint's file: %s; %s; %s", strerror(why), path, advice);
+    if (!done) return false;
     if (rmdir(path) == 0 || errno == ENOENT) return true;
     return fail(e, EXIT_IO, "cannot delete a checkpoint: %s; %s; %s", strerror(errno), path, advice);
 }
@@ -132,20 +146,25 @@ bool snapshots_clean(const char *parent, Error *e) {
     DIR *d;
     if (!open_directory(parent, &d, e)) return false;
     if (!d) return true;
-    bool done = true;
-    for (struct dirent *entry; done && (entry = readdir(d));) {
-        if (is_leftover(entry->d_name)) done = snapshot_remove(parent, entry->d_name, e);
-    }
+    const char *name;
+    bool done;
+    do {
+        done = directory_next(d, parent, &name, e) && (!name || !is_leftover(name) || snapshot_remove(parent, name, e));
+    } while (done && name);
     closedir(d);
     return done;
 }
 
-bool snapshots_keep(const char *parent, int64_t last, Error *e) {
+bool snapshots_keep(const char *parent, int64_t last, FILE *f, Error *e) {
     int64_t *steps, count;
     if (last == 0) return true;
     if (!snapshots_list(parent, &steps, &count, e)) return false;
     bool done = true;
-    for (int64_t i = last; done && i < count; i++) done = snapshot_remove(parent, snapshot_name(steps[i]).text, e);
+    for (int64_t i = last; done && i < count; i++) {
+        SnapshotName name = snapshot_name(steps[i]);
+        done = snapshot_remove(parent, name.text, e);
+        if (done && f) fprintf(f, "removed %s/%s\n", parent, name.text);
+    }
     free(steps);
     return done;
 }
@@ -160,18 +179,22 @@ bool directory_sync(const char *path, Error *e) {
     return done || fail(e, EXIT_IO, "cannot sync a directory: %s; %s; %s", strerror(why), path, advice);
 }
 
+static bool make_one(const char *path, Error *e) {
+    FileKind kind;
+    if (mkdir(path, 0777) == 0) return file_sync_parent(path, e);
+    if (errno != EEXIST) return fail(e, EXIT_IO, "cannot make a directory: %s; %s; %s", strerror(errno), path, advice);
+    if (!file_kind(path, &kind, e)) return false;
+    return kind == KIND_DIRECTORY || fail(e, EXIT_IO, "not a directory; %s; move it out of the way", path);
+}
+
 bool directory_make(const char *path, Error *e) {
     Path p;
     snprintf(p.text, sizeof p.text, "%s", path);
     for (char *slash = p.text;;) {
         slash = strchr(slash + 1, '/');
         if (slash) *slash = 0;
-        if (mkdir(p.text, 0777) != 0 && errno != EEXIST)
-            return fail(e, EXIT_IO, "cannot make a directory: %s; %s; %s", strerror(errno), p.text, advice);
-        if (!slash) break;
+        if (!make_one(p.text, e)) return false;
+        if (!slash) return true;
         *slash = '/';
     }
-    struct stat s;
-    if (stat(path, &s) == 0 && S_ISDIR(s.st_mode)) return true;
-    return fail(e, EXIT_IO, "not a directory; %s; move it out of the way", path);
 }

@@ -8,6 +8,7 @@
 #define MOP_SNAPSHOT_H
 
 #include "checkpoint/text.h"
+#include <stdio.h>
 
 typedef struct {
     char text[64];
@@ -26,13 +27,13 @@ bool snapshots_list(const char *parent, int64_t **steps, int64_t *count, Error *
 bool snapshots_clean(const char *parent, Error *e);
 /* Moves a directory of files aside and deletes it. One that is already gone is no error. */
 bool snapshot_remove(const char *parent, const char *name, Error *e);
-/* The newest `last` stay (0: all), by name. */
-bool snapshots_keep(const char *parent, int64_t last, Error *e);
+/* The newest `last` stay (0: all), by name. Those that go are told of in `f`, a line each; NULL: nobody is told. */
+bool snapshots_keep(const char *parent, int64_t last, FILE *f, Error *e);
 /* Deletes a directory and the files in it; directories in it are an error. */
 bool directory_remove(const char *path, Error *e);
 /* fsyncs a directory. */
 bool directory_sync(const char *path, Error *e);
-/* Makes a directory and those above it. */
+/* Makes a directory and those above it, on the disk when it returns. */
 bool directory_make(const char *path, Error *e);
 
 #endif

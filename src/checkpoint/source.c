@@ -2,12 +2,11 @@
  * it is read once, its hash is checked, and then it serves every slice that begins in it. */
 #define _POSIX_C_SOURCE 200809L
 #include "checkpoint/source.h"
+#include "base/file.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 static const size_t index_limit = (size_t)256 << 20;
 static const char *advice = "use another checkpoint";
@@ -50,6 +49,17 @@ static bool check_shard(const Safetensors *f, const char *path, const json_t *ma
     return true;
 }
 
+static bool add_shard(Source *s, const char *index, const char *tensor, const char *name, Error *e) {
+    bool there;
+    Path path = path_join(s->path.text, name);
+    if (!file_exists(path.text, &there, e)) return false;
+    if (!there) {
+        return fail(e, EXIT_DATA, "a file that the index names is not there (%s, of tensor %s); %s; download it too",
+                    text_shown(name).text, text_shown(tensor).text, index);
+    }
+    return add_file(s, path.text, e);
+}
+
 /* The shards that an index names, each of which must hold exactly the tensors that the index says. */
 static bool add_shards(Source *s, const char *path, const json_t *map, Error *e) {
     const char *tensor;
@@ -60,7 +70,7 @@ static bool add_shards(Source *s, const char *path, const json_t *map, Error *e)
         if (!name || !*name || *name == '.' || strchr(name, '/'))
             return fail(e, EXIT_DATA, "the index names no file beside it for tensor %s; %s; download it again",
                         text_shown(tensor).text, path);
-        if (find_file(s, name) < 0 && !add_file(s, path_join(s->path.text, name).text, e)) return false;
+        if (find_file(s, name) < 0 && !add_shard(s, path, tensor, name, e)) return false;
         if (!safetensors_find(&s->files[find_file(s, name)], tensor)) {
             return fail(e, EXIT_DATA, "tensor %s is not in %s, as the index says; %s; download both again",
                         text_shown(tensor).text, text_shown(name).text, path);
@@ -72,25 +82,89 @@ static bool add_shards(Source *s, const char *path, const json_t *map, Error *e)
     return true;
 }
 
-static bool add_model(Source *s, Error *e) {
-    struct stat st;
-    if (stat(s->path.text, &st) != 0) {
-        return fail(e, errno == ENOENT || errno == ENOTDIR ? EXIT_DATA : EXIT_IO,
-                    "cannot open weights: %s; %s; check the path", strerror(errno), s->path.text);
+static bool add_indexed(Source *s, const char *index, Error *e) {
+    json_t *json = json_read_file(index, index_limit, e);
+    bool done = json && add_shards(s, index, json_object_get(json, "weight_map"), e);
+    json_decref(json);
+    return done;
+}
+
+/* "model.safetensors", or "model-00001-of-00003.safetensors": what transformers loads by itself. */
+static bool is_model_file(const char *name) {
+    int read = 0;
+    sscanf(name, "model-%*5[0-9]-of-%*5[0-9].safetensors%n", &read);
+    return strcmp(name, "model.safetensors") == 0 || (read > 0 && !name[read]);
+}
+
+/* Whoever asks for the weights of a directory gets one answer. A second set of them, left by another save or
+ * download, is refused, since only the user knows which is meant. */
+static bool check_one_set(const Source *s, Error *e) {
+    const char *name = NULL;
+    DIR *d = opendir(s->path.text);
+    if (!d)
+        return fail(e, file_code(errno), "cannot list a directory: %s; %s; check the disk", strerror(errno),
+                    s->path.text);
+    bool done;
+    do {
+        done = directory_next(d, s->path.text, &name, e);
+        if (!name || !is_model_file(name) || find_file(s, name) >= 0) continue;
+        done = fail(e, EXIT_DATA, "two sets of weights are there, %s and %s; %s; move the one that is not meant away",
+                    s->file_count > 1 || strcmp(base_name(s->files[0].path.text), "model.safetensors") != 0
+                        ? "model.safetensors.index.json"
+                        : "model.safetensors",
+                    name, s->path.text);
+    } while (done && name);
+    closedir(d);
+    return done;
+}
+
+/* Weights that mop does not read, by the file that tells of them. */
+static const struct {
+    const char *name, *what;
+} foreign[] = {
+    {"pytorch_model.bin", "weights are there as pytorch_model.bin alone"},
+    {"pytorch_model.bin.index.json", "weights are there as pytorch_model.bin shards alone"},
+    {"consolidated.safetensors", "weights are there as consolidated.safetensors alone"},
+    {"consolidated.00.pth", "weights are there as consolidated.*.pth alone"},
+    {"adapter_config.json", "an adapter is there and not the model that it changes"},
+};
+
+static bool no_weights(const Source *s, Error *e) {
+    for (size_t i = 0; i < COUNT(foreign); i++) {
+        bool there;
+        if (!file_exists(path_join(s->path.text, foreign[i].name).text, &there, e)) return false;
+        if (!there) continue;
+        return fail(e, EXIT_DATA,
+                    "%s; %s; load it in Python with transformers (an adapter with peft, and merge it), "
+                    "and write it with model.save_pretrained(DIR)",
+                    foreign[i].what, s->path.text);
     }
-    if (!S_ISDIR(st.st_mode)) return add_file(s, s->path.text, e);
-    Path index = path_join(s->path.text, "model.safetensors.index.json"),
-         whole = path_join(s->path.text, "model.safetensors");
-    if (access(index.text, F_OK) == 0) {
-        json_t *json = json_read_file(index.text, index_limit, e);
-        bool done = json && add_shards(s, index.text, json_object_get(json, "weight_map"), e);
-        json_decref(json);
-        return done;
-    }
-    if (access(whole.text, F_OK) == 0) return add_file(s, whole.text, e);
     return fail(e, EXIT_DATA,
                 "neither model.safetensors nor model.safetensors.index.json is there; %s; name a model's directory",
                 s->path.text);
+}
+
+static bool add_model(Source *s, Error *e) {
+    FileKind kind;
+    if (!file_kind(s->path.text, &kind, e)) return false;
+    if (kind == KIND_NONE)
+        return fail(e, EXIT_DATA, "cannot open weights: nothing is there; %s; check the path", s->path.text);
+    if (kind != KIND_DIRECTORY) return add_file(s, s->path.text, e);
+    Path index = path_join(s->path.text, "model.safetensors.index.json"),
+         whole = path_join(s->path.text, "model.safetensors"), adapter = path_join(s->path.text, "adapter_config.json");
+    bool indexed, single, adapted;
+    if (!file_exists(index.text, &indexed, e) || !file_exists(whole.text, &single, e) ||
+        !file_exists(adapter.text, &adapted, e))
+        return false;
+    if (!indexed && !single) return no_weights(s, e);
+    if (adapted) {
+        return fail(e, EXIT_DATA,
+                    "an adapter lies beside the weights, which transformers would add to them; %s; merge "
+                    "it, or move adapter_config.json away",
+                    s->path.text);
+    }
+    bool added = indexed ? add_indexed(s, index.text, e) : add_file(s, whole.text, e);
+    return added && check_one_set(s, e);
 }
 
 static bool add_state(Source *s, Error *e) {
@@ -144,7 +218,9 @@ static bool open_all(Source *s, bool state, Error *e) {
     s->values = malloc(EXTENT_BYTES);
     s->raw = malloc(EXTENT_BYTES);
     if (!s->values || !s->raw) return out_of_memory(s, e);
-    s->verified = state || manifest_exists(s->path.text);
+    bool there;
+    if (!manifest_exists(s->path.text, &there, e)) return false;
+    s->verified = state || there;
     if (s->verified && !manifest_read(&s->manifest, s->path.text, e)) return false;
     if (!add_model(s, e)) return false;
     s->model_files = s->file_count;

@@ -32,7 +32,14 @@ int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t bytes, int
  * vocabulary lacks, which a model with padded vocabulary may produce. */
 const char *tokenizer_decode(const Tokenizer *t, int32_t id, size_t *bytes);
 uint64_t tokenizer_hash(const Tokenizer *t); /* of what encode and decode do */
-/* Writes tokenizer.json and tokenizer_config.json that `transformers` loads into `directory`. */
+bool tokenizer_built_in(const Tokenizer *t);
+/* The tokenizer.json that it was read from; NULL: from none. */
+const char *tokenizer_path(const Tokenizer *t);
+/* The text of a tokenizer.json and of a tokenizer_config.json that `transformers` loads; the caller frees. NULL:
+ * EXIT_MEMORY. */
+char *tokenizer_text(const Tokenizer *t, size_t *bytes, Error *e);
+char *tokenizer_config_text(const Tokenizer *t, size_t *bytes, Error *e);
+/* Writes both into `directory`. */
 bool tokenizer_write(const Tokenizer *t, const char *directory, Error *e);
 
 /* ---- Token files ------------------------------------------------------------------------------ */

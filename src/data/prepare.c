@@ -8,6 +8,7 @@
  * Each happens once at most. */
 #define _POSIX_C_SOURCE 200809L
 #include "data/prepare.h"
+#include "base/file.h"
 #include "data/documents.h"
 #include "data/token_file.h"
 #include <errno.h>
@@ -289,7 +290,12 @@ int tokens_prepare_unnamed(const char *const *paths, const Tokenizer *t, Error *
 /* `mop data book.txt --out book.txt` must not cost anybody a book. */
 static bool may_replace(const char *out, Error *e) {
     struct stat s;
-    if (stat(out, &s) != 0) return true;
+    if (stat(out, &s) != 0) {
+        return file_code(errno) == EXIT_DATA || fail(e, EXIT_IO,
+                                                     "cannot tell what is there: %s; %s; check the disk, "
+                                                     "the path and its rights",
+                                                     strerror(errno), out);
+    }
     if (S_ISREG(s.st_mode) && (s.st_size == 0 || is_token_file(out))) return true;
     return fail(e, EXIT_USAGE, "it exists and is not a token file; %s; choose another name for the token file", out);
 }

@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { BYTES = 256 };
 static const char file_name[] = "tokenizer.json", config_name[] = "tokenizer_config.json";
@@ -25,6 +24,7 @@ typedef struct {
 } Symbol;
 
 struct Tokenizer {
+    char *path; /* NULL: built in */
     int32_t id_of_byte[BYTES];
     char byte[BYTES];
     Symbol *symbols; /* [count], by id */
@@ -244,7 +244,12 @@ static char *path_in(const char *path, size_t directory, const char *name, Error
 static bool read_config(Tokenizer *t, const char *path, Error *e) {
     const char *slash = path ? strrchr(path, '/') : NULL;
     char *beside = slash ? path_in(path, (size_t)(slash - path), config_name, e) : strdup(config_name);
-    if (path && beside && access(beside, F_OK) == 0) {
+    bool there = false;
+    if (!beside || (path && !file_exists(beside, &there, e))) {
+        free(beside);
+        return false;
+    }
+    if (there) {
         t->config = file_read(beside, file_limit, &t->config_bytes, e);
     } else {
         t->config = strdup(built_in_config);
@@ -258,7 +263,8 @@ Tokenizer *tokenizer_open(const char *path, Error *e) {
     if (path && !*path) path = NULL;
     const char *where = path ? path : "the built-in tokenizer";
     Tokenizer *t = calloc(1, sizeof *t);
-    if (t) t->file = path ? json_read_file(path, file_limit, e) : built_in_file();
+    if (t && path) t->path = strdup(path);
+    if (t && (t->path || !path)) t->file = path ? json_read_file(path, file_limit, e) : built_in_file();
     if (t && t->file && read_file(t, where, e) && read_config(t, path, e)) return t;
     fail(e, EXIT_MEMORY, "out of memory; %s; free some memory", where); /* unless something else has failed before */
     tokenizer_close(t);
@@ -267,6 +273,7 @@ Tokenizer *tokenizer_open(const char *path, Error *e) {
 
 void tokenizer_close(Tokenizer *t) {
     if (!t) return;
+    free(t->path);
     json_decref(t->file);
     free(t->config);
     free(t->symbols);
@@ -300,6 +307,28 @@ const char *tokenizer_decode(const Tokenizer *t, int32_t id, size_t *bytes) {
     const Symbol *symbol = bsearch(&wanted, t->symbols, t->count, sizeof *t->symbols, by_id);
     *bytes = symbol ? symbol->bytes : 0;
     return symbol ? symbol->text : "";
+}
+
+bool tokenizer_built_in(const Tokenizer *t) {
+    return !t->path;
+}
+
+const char *tokenizer_path(const Tokenizer *t) {
+    return t->path;
+}
+
+char *tokenizer_text(const Tokenizer *t, size_t *bytes, Error *e) {
+    return json_print(t->file, bytes, file_name, e);
+}
+
+char *tokenizer_config_text(const Tokenizer *t, size_t *bytes, Error *e) {
+    char *text = malloc(t->config_bytes + 1);
+    if (text)
+        memcpy(text, t->config, t->config_bytes);
+    else
+        fail(e, EXIT_MEMORY, "out of memory; %s; free some memory", config_name);
+    *bytes = t->config_bytes;
+    return text;
 }
 
 bool tokenizer_write(const Tokenizer *t, const char *directory, Error *e) {

@@ -10,6 +10,9 @@
  */
 #include "train/answers.h"
 
+#include "base/file.h"
+
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -71,6 +74,9 @@ static void replay(Answers *a, const Table *t) {
               head[2] == t->experts && fread(t->rows, sizeof *t->rows, n, a->file) == n;
     if (ok) return;
     Error e = {0};
+    if (ferror(a->file))
+        fail(&e, EXIT_IO, "sim.routing: the recorded routing cannot be read; rank %d; check the disk",
+             a->run->comm.mesh.rank);
     fail(&e, EXIT_DATA,
          "sim.routing: the recorded routing ends early or is of another layout; rank %d; record it again with "
          "sim.record",
@@ -109,7 +115,9 @@ static FILE *open_file(const char *name, int rank, const char *mode, Error *e) {
     char path[4200];
     snprintf(path, sizeof path, "%s.%d", name, rank);
     FILE *f = fopen(path, mode);
-    if (!f) fail(e, EXIT_DATA, "the routing record %s cannot be opened; check sim.routing or sim.record", path);
+    if (!f)
+        fail(e, file_code(errno), "the routing record cannot be opened: %s; %s; check sim.routing or sim.record",
+             strerror(errno), path);
     return f;
 }
 

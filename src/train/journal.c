@@ -69,7 +69,9 @@ bool journal_prepare(const char *run, int *lock, Error *e) {
 /* Keeps the whole lines whose "step" is at most `step`. */
 static bool drop_later(const char *path, int64_t step, Error *e) {
     size_t bytes = 0, kept = 0;
-    if (access(path, F_OK) != 0) return true;
+    bool there;
+    if (!file_exists(path, &there, e)) return false;
+    if (!there) return true;
     char *text = file_read(path, (size_t)1 << 32, &bytes, e);
     if (!text) return false;
     for (char *line = text; line < text + bytes;) {
@@ -79,6 +81,10 @@ static bool drop_later(const char *path, int64_t step, Error *e) {
         json_t *j = json_loadb(line, (size_t)(end - line), 0, &ignored);
         int64_t at = json_integer_value(json_object_get(j, "step"));
         json_decref(j);
+        if (!json_had_memory(path, e)) { /* then the line may be whole */
+            free(text);
+            return false;
+        }
         if (j && at <= step) {
             memmove(text + kept, line, (size_t)(end - line) + 1);
             kept += (size_t)(end - line) + 1;

@@ -2,6 +2,7 @@
  * is read. */
 #include "train/session.h"
 
+#include "base/file.h"
 #include "checkpoint/checkpoints.h"
 
 #include <errno.h>
@@ -61,21 +62,25 @@ bool session_settle(Session *s, Config *c, Error *e) {
 /* A run as model.path means its newest checkpoint. */
 static bool read_spec(Session *s, Error *e) {
     const Config *c = s->config;
-    s->weights = s->model.text;
+    s->weights = s->model.directory.text;
     if (!*c->model_path && !*c->model_config)
         return fail(e, EXIT_USAGE,
                     "no model: give model.config (a Hugging Face config.json, random weights) or model.path (a "
                     "checkpoint directory)");
     if (!*c->model_path) return spec_read(&s->spec, c->model_config, e);
-    return checkpoint_named(c->model_path, &s->model, e) &&
-           spec_read(&s->spec, path_join(s->weights, "config.json").text, e);
+    if (!checkpoint_named(c->model_path, &s->model, e)) return false;
+    if (session_leads(s)) checkpoint_say_passed_over(&s->model);
+    if (spec_read(&s->spec, path_join(s->weights, "config.json").text, e)) return true;
+    checkpoint_gone(s->weights, e);
+    return false;
 }
 
 /* data.tokenizer, else the one beside the model, else bytes. */
 static bool open_tokenizer(Session *s, Error *e) {
     const Config *c = s->config;
     Path beside = path_join(s->weights, "tokenizer.json");
-    bool found = *s->weights && access(beside.text, R_OK) == 0;
+    bool found = false;
+    if (*s->weights && !file_exists(beside.text, &found, e)) return false;
     s->tokenizer = tokenizer_open(*c->data_tokenizer ? c->data_tokenizer : found ? beside.text : NULL, e);
     return s->tokenizer != NULL;
 }
@@ -269,8 +274,16 @@ int session_run(Session *s, PriceFunction price, RankBody body, void *context) {
 
 bool session_weights(Session *s, Run *r, Checkpoints *c, Error *e) {
     if (r->device->sim) return true;
-    if (*s->weights) return checkpoint_load_weights(c, s->weights, e);
-    store_initialise(r->store, (uint64_t)s->config->train_seed);
+    if (!*s->weights) {
+        store_initialise(r->store, (uint64_t)s->config->train_seed);
+        return true;
+    }
+    NamedCheckpoint taken = s->model;
+    if (!checkpoint_load_named(c, &taken, e)) return false;
+    if (r->comm.mesh.rank == 0 && taken.damaged > s->model.damaged) {
+        checkpoint_say_passed_over(&taken);
+        s->model = taken; /* for the journal, which is this rank's too */
+    }
     return true;
 }
 

@@ -4,7 +4,6 @@
 #define MOP_SESSION_H
 
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/text.h"
 #include "train/run.h"
 
 typedef struct Session Session;
@@ -19,8 +18,8 @@ struct Session {
     Spec spec;
     Tokenizer *tokenizer;
     Tokens *tokens;
-    Path model;              /* the directory that model.path means; "" without one */
-    const char *weights;     /* its text: a checkpoint to start from; "": random */
+    NamedCheckpoint model;   /* what model.path means */
+    const char *weights;     /* its directory: a checkpoint to start from; "": random */
     uint64_t request;        /* a hash of the command and its arguments, which all ranks must share */
     int world, local, first; /* ranks in all; in this process; the first of those */
     Price *price;            /* [world]; this and what follows only while ranks run */

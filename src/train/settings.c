@@ -5,17 +5,14 @@
 #include "base/file.h"
 #include "checkpoint/snapshot.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* config.yaml's text, for the caller to free; NULL where there is none, and with an Error where it cannot be read. */
 static char *read_text(const char *run, size_t *bytes, Error *e) {
     Path path = path_join(run, "config.yaml");
-    if (access(path.text, F_OK) == 0) return file_read(path.text, (size_t)1 << 20, bytes, e);
-    if (errno != ENOENT)
-        fail(e, EXIT_IO, "cannot look for the run's settings: %s; %s; check the disk", strerror(errno), path.text);
+    bool there;
+    if (file_exists(path.text, &there, e) && there) return file_read(path.text, (size_t)1 << 20, bytes, e);
     return NULL;
 }
 

@@ -78,6 +78,9 @@ static bool start(Trainer *t, Training *training, Error *e) {
         t->journal = journal_open(run, s->config, t->state.step, e);
     if (!t->journal) return false;
     journal_banner(t->journal, s, t->run, t->state.step);
+    if (s->model.damaged && !report.found)
+        journal_event(t->journal, "damaged", 0, "%lld newer checkpoint%s of model.path passed over: %s; taken: %s",
+                      (long long)s->model.damaged, s->model.damaged == 1 ? "" : "s", s->model.damage, s->weights);
     if (report.damaged)
         journal_event(t->journal, "damaged", t->state.step, "%lld newer checkpoint%s passed over: %s",
                       (long long)report.damaged, report.damaged == 1 ? "" : "s", report.damage);
