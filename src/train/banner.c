@@ -75,7 +75,7 @@ static void print_steps(const Banner *b) {
 
 static void print_rate(const Config *c) {
     double top = c->optimizer_learning_rate;
-    printf("rate       ");
+    printf("lr         ");
     if (c->optimizer_warmup > 0) printf("rises over %lld step%s to ", (long long)c->optimizer_warmup,
                                         plural(c->optimizer_warmup));
     printf("%.3g", top);

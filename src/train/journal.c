@@ -46,9 +46,9 @@ static bool make_directories(const char *path, size_t *kept) {
         if (*p && *p != '/') continue;
         char was = *p;
         *p = 0;
-        bool made = mkdir(part.text, 0777) == 0;
-        if (!made && errno != EEXIST) return false;
-        if (!made) *kept = strlen(part.text);
+        bool named = p[-1] != '/', made = named && mkdir(part.text, 0777) == 0; /* of "a//b/" only a and a//b */
+        if (named && !made && errno != EEXIST) return false;
+        if (named && !made) *kept = strlen(part.text);
         if (!was) return true;
         *p = was;
     }
