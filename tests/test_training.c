@@ -3,15 +3,18 @@
 #include "base/file.h"
 #include "checkpoint/checkpoints.h"
 #include "checkpoint/space.h"
+#include "train/journal.h"
 #include "train/progress.h"
 #include "trials.h"
 
 #include <math.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -279,6 +282,47 @@ static void the_checkpoints_that_are_there_at_once_are_counted(void **state) {
         assert_int_equal(checkpoints_at_once(rows[i].existing, rows[i].ahead, rows[i].keep), rows[i].more);
 }
 
+/* ---- The journal -------------------------------------------------------------------------------- */
+
+static Journal *open_journal(const Session *s, const char *folder) {
+    Error e = {0};
+    Journal *j = journal_open(s, folder, 0, &e);
+    if (!j) fail_msg("%s", e.text);
+    return j;
+}
+
+/* What is written behind the last step, too. */
+static void a_line_that_cannot_be_written_is_an_error_also_when_it_is_the_last(void **state) {
+    (void)state;
+    char folder[] = "/tmp/mop-test-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    Config config = {.train_steps = 1};
+    const Session session = {.config = &config, .spec = {.vocabulary = 10}};
+    const StepResult step = {.trained = 1, .loss = 2};
+    struct rlimit before, small = {100, 100};
+    Error e = {0};
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small.rlim_max = before.rlim_max;
+    signal(SIGXFSZ, SIG_IGN);
+    for (int kind = 0; kind < 3; kind++) {
+        Journal *j = open_journal(&session, folder);
+        assert_true(journal_flush(j, &e) && journal_sync(j, &e));
+        setrlimit(RLIMIT_FSIZE, &small);
+        if (kind == 0) journal_step(j, &step, 1, 1);
+        if (kind == 1) journal_event(j, "checkpoint", 1, "%0200d", 1);
+        bool closed = journal_close(j, &e);
+        setrlimit(RLIMIT_FSIZE, &before);
+        assert_true(closed == (kind == 2));
+        if (kind < 2) assert_int_equal(e.code, EXIT_IO);
+        if (kind < 2) assert_non_null(strstr(e.text, "metrics.jsonl or events.jsonl in /tmp/mop-test-"));
+        e = (Error){0};
+        unlink(path_join(folder, "metrics.jsonl").text);
+        unlink(path_join(folder, "events.jsonl").text);
+    }
+    signal(SIGXFSZ, SIG_DFL);
+    rmdir(folder);
+}
+
 /* ---- For people -------------------------------------------------------------------------------- */
 
 static void people_never_see_a_nan(void **state) {
@@ -343,6 +387,7 @@ int main(void) {
         cmocka_unit_test(bad_steps_in_a_row_are_kept_and_an_older_state_has_none),
         cmocka_unit_test(all_ranks_stop_a_sample_behind_the_same_token_when_one_is_asked),
         cmocka_unit_test(the_checkpoints_that_are_there_at_once_are_counted),
+        cmocka_unit_test(a_line_that_cannot_be_written_is_an_error_also_when_it_is_the_last),
         cmocka_unit_test(people_never_see_a_nan),
         cmocka_unit_test(the_progress_line_is_never_wider_than_the_terminal_and_drops_what_matters_least),
     };

@@ -304,7 +304,7 @@ int train_command(Session *s, const char *run, const TraceOptions *trace, PriceF
         s->request = hash_line(HASH_START, "train");
         code = session_run(s, price, train_rank, &training);
     }
-    journal_release(&training.claim);
     if (!trace_close(training.trace, code == EXIT_DONE, &e) && code == EXIT_DONE) code = session_error(&e);
+    journal_release(&training.claim);
     return code;
 }

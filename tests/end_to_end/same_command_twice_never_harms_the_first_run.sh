@@ -9,9 +9,11 @@ busy="another process is training in $run; let it end, or choose another directo
 # A start is held between its claim of the directory and its first step: it opens a pipe, where it would write its routing.
 mkfifo "$here/pipe.0"
 begin "$MOP" train examples/tiny.yaml --run "$run" --set sim.record="$here/pipe" --set checkpoint.every=1
+start=$SECONDS
 until [[ -d $run ]]; do
     sleep 0.02
     [[ -n $(jobs -pr) ]] || wrong "the first start ended: $(cat "$here/err")"
+    ((SECONDS - start < 30)) || wrong "the first start has not taken its directory"
 done
 mv "$here/out" "$here/first"
 mv "$here/err" "$here/first.err"

@@ -5,12 +5,18 @@
 
 options=(--set train.steps=6 --set train.sample_every=3 --set train.sample_tokens=1000000 --set train.sample_prompt=Hello --set optimizer.schedule=constant)
 
+saved() { # CHECKPOINT: waits for it
+    local start=$SECONDS
+    until [[ -d $1 ]]; do
+        sleep 0.02
+        [[ -n $(jobs -pr) ]] || wrong "the run ended without a checkpoint: $(cat "$here/err")"
+        ((SECONDS - start < 30)) || wrong "a sample is drawn, and there is no checkpoint"
+    done
+}
+
 # A process that dies while it draws has saved what was due.
 begin "$MOP" train examples/tiny.yaml --run "$here/killed" "${options[@]}" --set checkpoint.every=3
-until [[ -d $here/killed/ckpt/step-00000003 ]]; do
-    sleep 0.02
-    [[ -n $(jobs -pr) ]] || wrong "the run ended without a checkpoint: $(cat "$here/err")"
-done
+saved "$here/killed/ckpt/step-00000003"
 [[ $(wc -l <"$here/killed/metrics.jsonl") == 3 ]] || wrong "the checkpoint came after the sample"
 kill -9 "$job"
 ended
@@ -39,10 +45,7 @@ done
 
 # After the last step all is done, and a stopped sample changes nothing about that.
 begin "$MOP" train examples/tiny.yaml --run "$here/last" "${options[@]}" --set train.sample_every=0
-until [[ -d $here/last/ckpt/step-00000006 ]]; do
-    sleep 0.02
-    [[ -n $(jobs -pr) ]] || wrong "the run ended without a checkpoint: $(cat "$here/err")"
-done
+saved "$here/last/ckpt/step-00000006"
 sleep 0.2
 kill -s TERM "$job"
 ended
