@@ -74,8 +74,7 @@ static void the_learning_rate_of_every_step_is_what_the_schedule_says(void **sta
                           .optimizer_warmup = rates[i].warmup,
                           .train_steps = rates[i].steps};
         double rate = learning_rate_at(&c, rates[i].step);
-        if (fabs(rate - rates[i].rate) > 4e-16)
-            fail_msg("row %zu: %.17g instead of %.17g", i, rate, rates[i].rate);
+        if (fabs(rate - rates[i].rate) > 4e-16) fail_msg("row %zu: %.17g instead of %.17g", i, rate, rates[i].rate);
     }
 }
 
@@ -109,11 +108,11 @@ static void a_step_is_taken_with_the_rate_of_its_number(void **state) {
  * factor = max_norm / (norm + 1e-6), at most 1. */
 static void assert_clipped(double largest, const char *option) {
     char *documents = random_documents(20, 30, 67, 3);
-    RanksSetup setup = {.world = 2,
-                        .spec = tiny,
-                        .documents = documents,
-                        .sets = {"compute.type=fp64", "train.sequence_length=16", "train.sequences=2",
-                                 "optimizer.beta1=0.5", option}};
+    RanksSetup setup = {
+        .world = 2,
+        .spec = tiny,
+        .documents = documents,
+        .sets = {"compute.type=fp64", "train.sequence_length=16", "train.sequences=2", "optimizer.beta1=0.5", option}};
     Ranks *r = ranks_open(setup);
     StepResult result;
     ranks_train(r, 0, 1, &result);
@@ -205,8 +204,9 @@ static void bad_steps_in_a_row_are_kept_and_an_older_state_has_none(void **state
     assert_true(state_read(folder, &read, &type, &e));
     assert_int_equal(read.bad_steps, 4);
     Path path = path_join(folder, "state.json");
-    write_text(path.text, "{\"step\": 7, \"updates\": 3, \"tokens\": 100, \"sequences\": 14, \"compute_type\": \"fp32\", "
-                          "\"data_hash\": \"0000000000000000\", \"config_hash\": \"0000000000000000\"}");
+    write_text(path.text,
+               "{\"step\": 7, \"updates\": 3, \"tokens\": 100, \"sequences\": 14, \"compute_type\": \"fp32\", "
+               "\"data_hash\": \"0000000000000000\", \"config_hash\": \"0000000000000000\"}");
     assert_true(state_read(folder, &read, &type, &e));
     assert_int_equal(read.bad_steps, 0);
     write_text(path.text, "{\"step\": 7, \"updates\": 3, \"tokens\": 100, \"sequences\": 14, \"bad_steps\": -1, "
@@ -274,9 +274,9 @@ static void the_checkpoints_that_are_there_at_once_are_counted(void **state) {
     static const struct {
         int64_t existing, ahead, keep, more;
     } rows[] = {
-        {0, 10, 3, 4}, {0, 4, 3, 4},  {0, 3, 3, 3}, {0, 1, 3, 1}, {3, 10, 3, 1}, {2, 10, 3, 2},
-        {9, 10, 3, 1}, {1, 1, 3, 1},  {3, 0, 3, 0}, {0, 0, 3, 0}, {0, 5, 1, 2},  {1, 5, 1, 1},
-        {0, 50, 0, 1}, {10, 50, 0, 1}, {0, 0, 0, 0},
+        {0, 10, 3, 4}, {0, 4, 3, 4},  {0, 3, 3, 3},  {0, 1, 3, 1},   {3, 10, 3, 1},
+        {2, 10, 3, 2}, {9, 10, 3, 1}, {1, 1, 3, 1},  {3, 0, 3, 0},   {0, 0, 3, 0},
+        {0, 5, 1, 2},  {1, 5, 1, 1},  {0, 50, 0, 1}, {10, 50, 0, 1}, {0, 0, 0, 0},
     };
     for (size_t i = 0; i < COUNT(rows); i++)
         assert_int_equal(checkpoints_at_once(rows[i].existing, rows[i].ahead, rows[i].keep), rows[i].more);
@@ -327,17 +327,17 @@ static void a_line_that_cannot_be_written_is_an_error_also_when_it_is_the_last(v
 
 static void people_never_see_a_nan(void **state) {
     (void)state;
-    static const double not[] = {NAN, -NAN, INFINITY, -INFINITY};
+    static const double not [] = {NAN, -NAN, INFINITY, -INFINITY};
     char line[PROGRESS_LINE];
-    for (size_t i = 0; i < COUNT(not); i++) {
-        StepResult r = {.trained = 8, .loss = not[i], .balance = not[i], .norm = not[i]};
-        assert_string_equal(number_shown(not[i], 3).text, "not finite");
+    for (size_t i = 0; i < COUNT(not ); i++) {
+        StepResult r = {.trained = 8, .loss = not [i], .balance = not [i], .norm = not [i]};
+        assert_string_equal(metric_shown(not [i], 3).text, "not finite");
         progress_line(line, 200, &r, 10, 5, 5);
         assert_string_equal(line, "step 1/10  loss not finite  balance not finite  norm not finite  lr 0.00e+00  "
                                   "5 tokens/s  5 s left");
         Progress p = progress_begin(false);
         p.losses = 1;
-        p.first_loss = p.last[0] = not[i];
+        p.first_loss = p.last[0] = not [i];
         progress_summary(&p, line, sizeof line);
         assert_null(strstr(line, "nan"));
     }
@@ -354,8 +354,12 @@ static void the_progress_line_is_never_wider_than_the_terminal_and_drops_what_ma
     for (size_t n = 0; n < COUNT(numbers); n++)
         for (size_t v = 0; v < COUNT(values); v++)
             for (int width = 0; width < PROGRESS_LINE; width++) {
-                StepResult r = {.step = numbers[n], .trained = 1, .loss = values[v], .balance = values[v],
-                                .norm = values[v], .learning_rate = 1e-3};
+                StepResult r = {.step = numbers[n],
+                                .trained = 1,
+                                .loss = values[v],
+                                .balance = values[v],
+                                .norm = values[v],
+                                .learning_rate = 1e-3};
                 progress_line(line, width, &r, numbers[n], 1e9, 1e9);
                 if ((int)strlen(line) > width) fail_msg("%d columns: \"%s\"", width, line);
             }
@@ -370,8 +374,8 @@ static void the_progress_line_is_never_wider_than_the_terminal_and_drops_what_ma
         {18, "step 123456/200000"},
         {10, "step 12345"},
     };
-    StepResult r = {.step = 123455, .trained = 1, .loss = 2.1903, .balance = 1.023, .norm = 0.846,
-                    .learning_rate = 1.2e-3};
+    StepResult r = {
+        .step = 123455, .trained = 1, .loss = 2.1903, .balance = 1.023, .norm = 0.846, .learning_rate = 1.2e-3};
     for (size_t i = 0; i < COUNT(lines); i++) {
         progress_line(line, lines[i].width, &r, 200000, 12345, 1500);
         assert_string_equal(line, lines[i].line);

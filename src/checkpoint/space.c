@@ -37,12 +37,14 @@ bool checkpoints_fit(const Checkpoints *c, int64_t count, Error *e) {
     struct statvfs disk;
     if (!ask(c, &disk, e)) return false;
     double blocks = (double)(geteuid() == 0 ? disk.f_bfree : disk.f_bavail); /* some are root's alone */
-    double need = (double)count * (double)(checkpoint_bytes(c) + SMALL_FILES_BYTES), have = blocks * (double)disk.f_frsize;
+    double need = (double)count * (double)(checkpoint_bytes(c) + SMALL_FILES_BYTES),
+           have = blocks * (double)disk.f_frsize;
     if (disk.f_blocks == 0 || need <= have) return true;
-    return fail(e, EXIT_IO,
-                "the disk has no room for %lld more checkpoint%s: %.1f MB are needed and %.1f MB free; %s; free some space, "
-                "lower checkpoint.keep, or choose another disk with --run",
-                (long long)count, count == 1 ? "" : "s", need / 1e6, have / 1e6, c->run.text);
+    return fail(
+        e, EXIT_IO,
+        "the disk has no room for %lld more checkpoint%s: %.1f MB are needed and %.1f MB free; %s; free some space, "
+        "lower checkpoint.keep, or choose another disk with --run",
+        (long long)count, count == 1 ? "" : "s", need / 1e6, have / 1e6, c->run.text);
 }
 
 bool checkpoints_will_fit(const Checkpoints *c, int64_t ahead, int64_t keep, Error *e) {

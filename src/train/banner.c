@@ -76,8 +76,8 @@ static void print_steps(const Banner *b) {
 static void print_rate(const Config *c) {
     double top = c->optimizer_learning_rate;
     printf("lr         ");
-    if (c->optimizer_warmup > 0) printf("rises over %lld step%s to ", (long long)c->optimizer_warmup,
-                                        plural(c->optimizer_warmup));
+    if (c->optimizer_warmup > 0)
+        printf("rises over %lld step%s to ", (long long)c->optimizer_warmup, plural(c->optimizer_warmup));
     printf("%.3g", top);
     if (c->optimizer_schedule == SCHEDULE_CONSTANT)
         printf(", and stays there\n");
@@ -91,9 +91,9 @@ static void print_division(const Mesh *m) {
     static const struct {
         AxisName axis;
         const char *what;
-    } divided[] = {{AXIS_DENSE, "dense weights"}, {AXIS_ULYSSES, "attention heads"},
-                   {AXIS_RING, "sequences"},      {AXIS_EXPERT, "experts"},
-                   {AXIS_EXPERT_SHARD, "bytes of experts"}, {AXIS_VOCABULARY, "vocabulary"}};
+    } divided[] = {
+        {AXIS_DENSE, "dense weights"}, {AXIS_ULYSSES, "attention heads"},       {AXIS_RING, "sequences"},
+        {AXIS_EXPERT, "experts"},      {AXIS_EXPERT_SHARD, "bytes of experts"}, {AXIS_VOCABULARY, "vocabulary"}};
     const char *before = "divided    ";
     int columns = 0;
     for (size_t i = 0; i < COUNT(divided); i++) {
@@ -198,8 +198,8 @@ static bool crowded_cores(const Session *s, char *out) {
            say(out,
                "%lld rank%s of %lld thread%s share %lld core%s of this machine: they take turns; use fewer ranks or "
                "compute.threads",
-               (long long)here, plural(here), (long long)s->config->compute_threads,
-               plural(s->config->compute_threads), (long long)cores, plural(cores));
+               (long long)here, plural(here), (long long)s->config->compute_threads, plural(s->config->compute_threads),
+               (long long)cores, plural(cores));
 }
 
 int banner_warnings(const Banner *b, char out[WARNINGS][WARNING_BYTES]) {

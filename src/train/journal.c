@@ -33,8 +33,9 @@ enum { LONGEST_NAME = 256 }; /* of what is joined to the run directory's path, c
 /* Everything below the run directory must have a path that fits. */
 static bool path_fits(const char *run, Error *e) {
     return strlen(run) + LONGEST_NAME < sizeof(Path) ||
-           fail(e, EXIT_USAGE, "the path of the run directory has %zu bytes, more than the %zu that are built; choose "
-                               "a shorter one with --run",
+           fail(e, EXIT_USAGE,
+                "the path of the run directory has %zu bytes, more than the %zu that are built; choose "
+                "a shorter one with --run",
                 strlen(run), sizeof(Path) - LONGEST_NAME);
 }
 
@@ -59,8 +60,9 @@ static bool make_directories(const char *path, size_t *kept) {
 static bool lock_directory(const char *run, int *lock, Error *e) {
     *lock = open(run, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (*lock < 0)
-        return errno == ENOENT || fail(e, EXIT_IO, "the run directory %s cannot be opened: %s; choose another with --run",
-                                       run, strerror(errno));
+        return errno == ENOENT ||
+               fail(e, EXIT_IO, "the run directory %s cannot be opened: %s; choose another with --run", run,
+                    strerror(errno));
     if (flock(*lock, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return true;
     close(*lock);
     *lock = -1;

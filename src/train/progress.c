@@ -42,7 +42,7 @@ Shown duration_shown(double seconds) {
     return s;
 }
 
-Shown number_shown(double x, int digits) {
+Shown metric_shown(double x, int digits) {
     Shown s;
     if (!isfinite(x))
         snprintf(s.text, sizeof s.text, "not finite");
@@ -52,7 +52,7 @@ Shown number_shown(double x, int digits) {
 }
 
 Shown loss_shown(const StepResult *r) {
-    return r->trained > 0 ? number_shown(r->loss, 4) : (Shown){"-"};
+    return r->trained > 0 ? metric_shown(r->loss, 4) : (Shown){"-"};
 }
 
 /* ---- The line ---------------------------------------------------------------------------------- */
@@ -77,13 +77,13 @@ static int join(char *out, const Field *field, int count, int matters) {
 enum { FIELD_STEP, FIELD_LOSS, FIELD_BALANCE, FIELD_NORM, FIELD_RATE, FIELD_SPEED, FIELD_LEFT, FIELDS };
 
 void progress_line(char *out, int width, const StepResult *r, int64_t steps, double tokens_per_s, double left) {
-    Field f[FIELDS] = {[FIELD_STEP] = {7, ""}, [FIELD_LOSS] = {6, ""}, [FIELD_BALANCE] = {1, ""},
-                       [FIELD_NORM] = {2, ""}, [FIELD_RATE] = {3, ""}, [FIELD_SPEED] = {4, ""},
-                       [FIELD_LEFT] = {5, ""}};
+    Field f[FIELDS] = {
+        [FIELD_STEP] = {7, ""}, [FIELD_LOSS] = {6, ""},  [FIELD_BALANCE] = {1, ""}, [FIELD_NORM] = {2, ""},
+        [FIELD_RATE] = {3, ""}, [FIELD_SPEED] = {4, ""}, [FIELD_LEFT] = {5, ""}};
     snprintf(f[FIELD_STEP].text, sizeof f->text, "step %lld/%lld", (long long)r->step + 1, (long long)steps);
     snprintf(f[FIELD_LOSS].text, sizeof f->text, "loss %s", loss_shown(r).text);
-    snprintf(f[FIELD_BALANCE].text, sizeof f->text, "balance %s", number_shown(r->balance, 3).text);
-    snprintf(f[FIELD_NORM].text, sizeof f->text, "norm %s", number_shown(r->norm, 3).text);
+    snprintf(f[FIELD_BALANCE].text, sizeof f->text, "balance %s", metric_shown(r->balance, 3).text);
+    snprintf(f[FIELD_NORM].text, sizeof f->text, "norm %s", metric_shown(r->norm, 3).text);
     snprintf(f[FIELD_RATE].text, sizeof f->text, "lr %.2e", r->learning_rate);
     snprintf(f[FIELD_SPEED].text, sizeof f->text, "%.0f tokens/s", tokens_per_s);
     snprintf(f[FIELD_LEFT].text, sizeof f->text, "%s left", duration_shown(left).text);
@@ -145,8 +145,8 @@ void progress_summary(const Progress *p, char *out, size_t room) {
     double sum = 0, rate = p->seconds > 0 ? (double)p->tokens / p->seconds : 0;
     int n = (int)max64(p->losses > 0, min64(p->losses / 10, PROGRESS_LAST)); /* of a short run one is enough */
     for (int i = 1; i <= n; i++) sum += p->last[(p->losses - i) % PROGRESS_LAST];
-    Shown first = n > 0 ? number_shown(p->first_loss, 4) : (Shown){"-"};
-    Shown last = n > 0 ? number_shown(sum / n, 4) : (Shown){"-"};
+    Shown first = n > 0 ? metric_shown(p->first_loss, 4) : (Shown){"-"};
+    Shown last = n > 0 ? metric_shown(sum / n, 4) : (Shown){"-"};
     snprintf(out, room, "%lld step%s in %s, %.0f tokens/s, loss %s -> %s%s", (long long)p->steps,
              p->steps == 1 ? "" : "s", duration_shown(seconds_now() - p->started).text, rate, first.text, last.text,
              n > 1 ? " (mean of the last)" : "");

@@ -11,7 +11,7 @@ Shown parameters_shown(int64_t parameters); /* "11.2 million" */
 Shown bytes_shown(double bytes);            /* "50.9 MB" */
 Shown duration_shown(double seconds);       /* "25 min" */
 /* So many digits behind the point, or "not finite": people never see a nan. */
-Shown number_shown(double x, int digits);
+Shown metric_shown(double x, int digits);
 /* The loss of a step: "-" where no position was trained. */
 Shown loss_shown(const StepResult *r);
 
@@ -23,10 +23,10 @@ enum { PROGRESS_LINE = 400, PROGRESS_LAST = 10 };
 typedef struct {
     bool terminal, line_open; /* line_open: a line waits to be overwritten */
     int64_t steps, tokens;
-    double started, seconds;      /* when it began; spent in steps */
-    double printed;               /* when the last line was */
-    double first_loss;            /* of the first step that has a finite one */
-    double last[PROGRESS_LAST];   /* of the last of these, a ring */
+    double started, seconds;    /* when it began; spent in steps */
+    double printed;             /* when the last line was */
+    double first_loss;          /* of the first step that has a finite one */
+    double last[PROGRESS_LAST]; /* of the last of these, a ring */
     int64_t losses;
 } Progress;
 

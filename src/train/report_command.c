@@ -32,7 +32,7 @@ typedef struct {
     Path path;
     int64_t lines, first_step, last_step;
     Loss first_loss, last_loss;
-    double seconds, memory;       /* sum without the first step; the largest, bytes */
+    double seconds, memory; /* sum without the first step; the largest, bytes */
     Row first;
     Row *row; /* [ROWS_KEPT], without the first step */
     int64_t rows, stride;
@@ -175,7 +175,7 @@ static double share(const Summary *s, double seconds) {
 /* ---- For people -------------------------------------------------------------------------------- */
 
 static Shown shown(Loss l) {
-    return l.trained ? number_shown(l.value, 4) : (Shown){"-"};
+    return l.trained ? metric_shown(l.value, 4) : (Shown){"-"};
 }
 
 static void print_column(const Summary *s, int column) {

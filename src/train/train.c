@@ -130,7 +130,8 @@ static bool start(Trainer *t, const Training *training, Error *e) {
     t->state = report.found
                    ? report.state
                    : (TrainState){.data_hash = tokens_info(s->tokens).hash, .config_hash = config_hash(s->config)};
-    if (leads && !checkpoints_will_fit(t->checkpoints, saves_ahead(s->config, t->state.step), s->config->checkpoint_keep, e))
+    if (leads &&
+        !checkpoints_will_fit(t->checkpoints, saves_ahead(s->config, t->state.step), s->config->checkpoint_keep, e))
         return false;
     if (!report.found && !session_weights(s, t->run, t->checkpoints, e)) return false;
     t->run->updates = t->state.updates;
