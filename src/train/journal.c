@@ -77,10 +77,10 @@ static bool is_there(int lock, const char *run) {
            locked.st_ino == named.st_ino;
 }
 
-bool journal_claim(Claim *claim, const char *run, const Config *c, Error *e) {
+bool journal_take(Claim *claim, const Config *c, Error *e) {
     enum { TRIES = 100 };
-    *claim = (Claim){.run = run, .lock = -1, .kept = strlen(run)};
-    if (!path_fits(run, e)) return false;
+    const char *run = claim->run;
+    if (claim->lock >= 0) return true;
     for (int i = 0; i < TRIES && !is_there(claim->lock, run); i++) {
         if (claim->lock >= 0) close(claim->lock);
         claim->lock = -1;
@@ -91,6 +91,13 @@ bool journal_claim(Claim *claim, const char *run, const Config *c, Error *e) {
     }
     if (is_there(claim->lock, run)) return settings_resumable(run, c, e);
     return fail(e, EXIT_IO, "the run directory %s cannot be made: %s; choose another with --run", run, strerror(errno));
+}
+
+bool journal_claim(Claim *claim, const char *run, const Config *c, Error *e) {
+    *claim = (Claim){.run = run, .lock = -1, .kept = strlen(run)};
+    if (!path_fits(run, e)) return false;
+    bool absent = access(run, F_OK) != 0 && errno == ENOENT;
+    return absent || journal_take(claim, c, e);
 }
 
 void journal_release(Claim *claim) {

@@ -14,10 +14,13 @@ typedef struct {
     size_t kept; /* bytes of the path that were there before */
 } Claim;
 
-/* Takes the directory, and makes it where it is not there: the one thing that is created before the input is known to
- * be good. Refused where another process has it, and where its checkpoints were made with settings that may not be
- * resumed with these (config_resumable). `run` outlives the claim, which is released also after a failure. */
+/* Takes a run directory that exists; where there is none nothing is made. Refused where another process has it, and
+ * where its checkpoints were made with settings that may not be resumed with these (config_resumable). `run` outlives
+ * the claim, which is released also after a failure. */
 bool journal_claim(Claim *claim, const char *run, const Config *c, Error *e);
+/* The same when the ranks are open, and a directory that is not there is made: the one thing that is created before
+ * all input, weights and a checkpoint to resume among them, is known to be good. */
+bool journal_take(Claim *claim, const Config *c, Error *e);
 /* Directories that were made for the claim and are still empty go away again. */
 void journal_release(Claim *claim);
 /* Opens the files; metrics later than `step` steps, of a run that was killed after its last checkpoint, are dropped. */

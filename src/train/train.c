@@ -115,11 +115,14 @@ static bool open_journal(Trainer *t, const char *run, const ResumeReport *report
 }
 
 /* What the run directory holds is written when all that was read has been found good. */
-static bool start(Trainer *t, const Training *training, Error *e) {
+static bool start(Trainer *t, Training *training, Error *e) {
     Session *s = t->session;
     const char *run = training->run;
     bool leads = t->run->comm.mesh.rank == 0;
     ResumeReport report;
+    bool here = take_text(t, e) && trace_join(training->trace, t->run, &t->trace, e);
+    if (!host_agree(&t->run->comm, here, e)) return false; /* all ranks are open, and the directory may be made */
+    if (leads && !journal_take(&training->claim, s->config, e)) return false;
     t->checkpoints = session_checkpoints(s, t->run, run, e);
     if (!t->checkpoints || !checkpoint_resume(t->checkpoints, &report, e)) return false;
     if (report.found && report.state.data_hash != tokens_info(s->tokens).hash)
@@ -136,8 +139,7 @@ static bool start(Trainer *t, const Training *training, Error *e) {
     if (!report.found && !session_weights(s, t->run, t->checkpoints, e)) return false;
     t->run->updates = t->state.updates;
     t->run->bad_steps = t->state.bad_steps;
-    return take_text(t, e) && trace_join(training->trace, t->run, &t->trace, e) &&
-           (!leads || open_journal(t, run, &report, e));
+    return !leads || open_journal(t, run, &report, e);
 }
 
 /* What a save needs, looked at by rank 0 while there is still nothing to remove. */
@@ -274,8 +276,9 @@ static bool loop(Trainer *t, Error *e) {
 
 static bool train_rank(Session *s, Run *r, Error *e) {
     Trainer t = {.session = s, .run = r};
+    Training *training = s->context;
     Error unwritten = {0};
-    bool ok = start(&t, s->context, e) && loop(&t, e), failed = !ok && e->code != EXIT_STOPPED;
+    bool ok = start(&t, training, e) && loop(&t, e), failed = !ok && e->code != EXIT_STOPPED;
     if (failed && t.step > 0 && e->code != EXIT_PEER)
         error_place(e, " (rank %d, step %lld)", r->comm.mesh.rank, (long long)t.step);
     if (failed && t.journal) journal_error(t.journal, t.state.step, e);
@@ -283,6 +286,7 @@ static bool train_rank(Session *s, Run *r, Error *e) {
         *e = unwritten;
         ok = false;
     }
+    if (r->comm.mesh.rank == 0) journal_release(&training->claim); /* a rank that fails may never come back from here */
     checkpoints_close(t.checkpoints);
     free(t.text);
     return ok;

@@ -112,7 +112,7 @@ refuses 2 "\-\-trace-steps is \"4:2\"; it must be FIRST:LAST" "${train[@]}" --tr
 refuses 2 "add --trace FILE" "${train[@]}" --trace-steps 1:2
 refuses 2 "unknown flag --trace-steps; plan takes --set, --trace" plan examples/tiny.yaml --trace-steps 1:2
 refuses 2 "unknown flag --trace; evaluate takes --set" evaluate examples/tiny.yaml --trace "$here/none.json"
-refuses 5 "the trace $here/nowhere/out.json cannot be written: No such file" "${train[@]}" --set ranks=2 --trace "$here/nowhere/out.json"
+refuses 5 "the trace $here/none/out.json cannot be written: No such file" "${train[@]}" --set ranks=2 --trace "$here/none/out.json"
 refuses 5 "the trace $here cannot be written: Is a directory" plan examples/tiny.yaml --trace "$here"
 refuses 3 "No such file" "${train[@]}" --set data.path="$here/nothing" --trace "$here/none.json"
 absent "$here/none" "$here/none.json"
