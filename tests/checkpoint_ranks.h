@@ -187,6 +187,7 @@ static inline TrainState content_state(int64_t step) {
                         .updates = step - 1,
                         .tokens = 1000 * step,
                         .sequences = 8 * step,
+                        .bad_steps = step % 3,
                         .data_hash = 0xfedcba9876543210u,
                         .config_hash = 0x8000000000000001u};
 }
@@ -202,7 +203,7 @@ static inline bool content_save(Rank *r, int64_t step, Error *e) {
 static inline bool state_equals(const TrainState *a, int64_t step) {
     TrainState b = content_state(step);
     return a->step == b.step && a->updates == b.updates && a->tokens == b.tokens && a->sequences == b.sequences &&
-           a->data_hash == b.data_hash && a->config_hash == b.config_hash;
+           a->bad_steps == b.bad_steps && a->data_hash == b.data_hash && a->config_hash == b.config_hash;
 }
 
 /* ---- Directories ------------------------------------------------------------------------------ */

@@ -35,6 +35,7 @@ typedef struct {
     int64_t updates;   /* of the optimizer: less than steps where gradients were not finite */
     int64_t tokens;    /* seen */
     int64_t sequences; /* consumed: the data's cursor */
+    int64_t bad_steps; /* in a row, up to here: a run that is started again and again counts on */
     uint64_t data_hash, config_hash;
 } TrainState;
 

@@ -16,11 +16,12 @@ static json_t *hash_text(uint64_t hash) {
 }
 
 json_t *state_json(const TrainState *s, Type type, const char *licence) {
-    json_t *json = json_pack("{s:s, s:I, s:I, s:I, s:I, s:s, s:o, s:o}", "mop", MOP_VERSION, "step",
-                             (json_int_t)s->step, "updates", (json_int_t)s->updates, "tokens", (json_int_t)s->tokens,
-                             "sequences", (json_int_t)s->sequences, "compute_type", type_name(type), "data_hash",
-                             hash_text(s->data_hash), "config_hash", hash_text(s->config_hash));
-    if (*licence) json_object_set_new(json, "license", json_string(licence));
+    json_t *json =
+        json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:s, s:o, s:o}", "mop", MOP_VERSION, "step", (json_int_t)s->step,
+                  "updates", (json_int_t)s->updates, "tokens", (json_int_t)s->tokens, "sequences",
+                  (json_int_t)s->sequences, "bad_steps", (json_int_t)s->bad_steps, "compute_type", type_name(type),
+                  "data_hash", hash_text(s->data_hash), "config_hash", hash_text(s->config_hash));
+    if (json && *licence) json_object_set_new(json, "license", json_string(licence));
     return json;
 }
 
@@ -41,6 +42,7 @@ bool state_read(const char *directory, TrainState *s, Type *type, Error *e) {
                 json_int(json, "updates", -1, 0, INT64_MAX, &s->updates, path.text, e) &&
                 json_int(json, "tokens", -1, 0, INT64_MAX, &s->tokens, path.text, e) &&
                 json_int(json, "sequences", -1, 0, INT64_MAX, &s->sequences, path.text, e) &&
+                json_int(json, "bad_steps", 0, 0, INT64_MAX, &s->bad_steps, path.text, e) && /* not in older ones */
                 read_hash(json, "data_hash", &s->data_hash, path.text, e) &&
                 read_hash(json, "config_hash", &s->config_hash, path.text, e) &&
                 json_text(json, "compute_type", "", &name, path.text, e);

@@ -1,6 +1,6 @@
 /* Plans by running: ranks are sim devices, one thread each, joined by the thread wire so that their clocks meet. */
 #include "plan/plan.h"
-#include "train/journal.h"
+#include "train/progress.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -2,6 +2,7 @@
  * Memory is bounded for any number of steps: of a long run every second, fourth, ... step is kept for the medians;
  * sums and extremes are of all. */
 #include "base/json.h"
+#include "train/progress.h"
 #include "train/train.h"
 
 #include <errno.h>
@@ -23,10 +24,15 @@ typedef struct {
 } Row;
 
 typedef struct {
-    char path[4200];
+    double value; /* NAN: null */
+    bool trained; /* some position was: without any there is no loss */
+} Loss;
+
+typedef struct {
+    Path path;
     int64_t lines, first_step, last_step;
-    double first_loss, last_loss; /* NAN: null */
-    double seconds, memory;       /* sum without the first step; the largest, bytes */
+    Loss first_loss, last_loss;
+    double seconds, memory; /* sum without the first step; the largest, bytes */
     Row first;
     Row *row; /* [ROWS_KEPT], without the first step */
     int64_t rows, stride;
@@ -79,16 +85,20 @@ static void keep_row(Summary *s, const Row *row) {
 static bool read_line(Summary *s, const char *line, Error *e) {
     char where[4300];
     Row row;
-    double loss, memory;
-    snprintf(where, sizeof where, "%s, line %lld", s->path, (long long)++s->lines);
+    double memory;
+    int64_t tokens;
+    Loss loss;
+    snprintf(where, sizeof where, "%s, line %lld", s->path.text, (long long)++s->lines);
     json_t *o = json_read_text(line, strlen(line), where, e);
     bool ok = o && json_int(o, "step", 0, 1, INT64_MAX, &s->last_step, where, e) &&
-              read_number(o, "loss", true, &loss, where, e) &&
+              read_number(o, "loss", true, &loss.value, where, e) &&
+              json_int(o, "tokens", 1, 0, INT64_MAX, &tokens, where, e) &&
               read_number(o, "seconds", false, &row.seconds, where, e) &&
               read_number(o, "tokens_per_s", false, &row.rate, where, e) &&
               read_number(o, "memory_bytes", false, &memory, where, e) && read_times(o, &row, where, e);
     json_decref(o);
     if (!ok) return false;
+    loss.trained = tokens > 0;
     s->last_loss = loss;
     s->memory = fmax(s->memory, memory);
     if (s->lines > 1) {
@@ -110,22 +120,22 @@ static bool read_lines(Summary *s, FILE *f, Error *e) {
         if (!whole && feof(f)) break;
         if (!whole)
             return fail(e, EXIT_DATA, "the line is no object of metrics; %s, line %lld; check that it is a run's",
-                        s->path, (long long)s->lines + 1);
+                        s->path.text, (long long)s->lines + 1);
         if (!read_line(s, line, e)) return false;
     }
     if (ferror(f))
-        return fail(e, EXIT_IO, "cannot read: %s; %s; check the disk and the path", strerror(errno), s->path);
+        return fail(e, EXIT_IO, "cannot read: %s; %s; check the disk and the path", strerror(errno), s->path.text);
     return s->lines > 0 ||
-           fail(e, EXIT_DATA, "no step is written there yet; %s; wait for the run's first step", s->path);
+           fail(e, EXIT_DATA, "no step is written there yet; %s; wait for the run's first step", s->path.text);
 }
 
 static bool read_metrics(Summary *s, const char *run, Error *e) {
-    snprintf(s->path, sizeof s->path, "%s/metrics.jsonl", run);
-    FILE *f = fopen(s->path, "r");
+    s->path = path_join(run, "metrics.jsonl");
+    FILE *f = fopen(s->path.text, "r");
     if (!f)
         return fail(e, errno == ENOENT || errno == ENOTDIR ? EXIT_DATA : EXIT_IO,
                     "cannot open the metrics of a run: %s; %s; name a run's directory, as in runs/tiny",
-                    strerror(errno), s->path);
+                    strerror(errno), s->path.text);
     bool ok = read_lines(s, f, e);
     fclose(f);
     if (!ok || s->rows > 0) return ok;
@@ -164,11 +174,8 @@ static double share(const Summary *s, double seconds) {
 
 /* ---- For people -------------------------------------------------------------------------------- */
 
-static void print_loss(double loss) {
-    if (isnan(loss))
-        printf("not finite");
-    else
-        printf("%.4f", loss);
+static Shown shown(Loss l) {
+    return l.trained ? metric_shown(l.value, 4) : (Shown){"-"};
 }
 
 static void print_column(const Summary *s, int column) {
@@ -186,11 +193,8 @@ static void print_text(const Summary *s, const char *run) {
            s->lines > 1 ? "; the first is left out of all times" : "");
     printf("step    %.6f s, mean %.6f\n", median(s, offsetof(Row, seconds)), mean_seconds(s));
     printf("tokens  %.1f a second\n", median(s, offsetof(Row, rate)));
-    printf("loss    ");
-    print_loss(s->first_loss);
-    printf(" -> ");
-    print_loss(s->last_loss);
-    printf("\nmemory  %.1f MiB at most, rank 0\n\n", s->memory / (1 << 20));
+    printf("loss    %s -> %s\n", shown(s->first_loss).text, shown(s->last_loss).text);
+    printf("memory  %.1f MiB at most, rank 0\n\n", s->memory / (1 << 20));
     printf("%-12s %11s %11s %11s %10s   a step: mean over ranks, median over ", "component", "compute s", "network s",
            "exposed s", "exposed");
     if (s->stride > 1)
@@ -211,8 +215,8 @@ static json_t *column_json(const Summary *s, int column) {
     return o;
 }
 
-static json_t *loss_json(double loss) {
-    return isnan(loss) ? json_null() : json_real(loss);
+static json_t *loss_json(Loss l) {
+    return isnan(l.value) || !l.trained ? json_null() : json_real(l.value);
 }
 
 /* A path may be any bytes, a JSON string may not. */

@@ -133,7 +133,7 @@ void run_end_pass(Run *r);
 
 typedef struct {
     int64_t step, trained;    /* trained positions, over all ranks */
-    double loss;              /* of the language model, mean over trained positions */
+    double loss;              /* of the language model, mean over trained positions; 0 where there is none */
     double balance, router_z; /* auxiliary losses, without coefficient */
     double norm, learning_rate;
     double load;       /* rows of the busiest expert over the mean, all layers and ranks */
@@ -168,11 +168,19 @@ typedef struct {
 } Evaluation;
 bool evaluate(Run *r, Evaluation *out, Error *e);
 
-/* Extends `ids`, the same on all ranks, by `count` tokens, sampled by rank 0 from the last sequence_length ones.
- * Every rank calls it. */
+/* What came of it. */
+typedef struct {
+    int64_t made; /* tokens */
+    bool stopped; /* some rank was asked to stop, so that they may be fewer */
+} Generated;
+
+/* Extends `ids`, the same on all ranks, by `count` tokens, each sampled from the last sequence_length ones. Where a
+ * rank is asked to stop all stop behind the same token. Every rank calls it. */
 typedef struct {
     double temperature, top_p; /* temperature 0: the likeliest */
-    uint64_t seed;
+    uint64_t seed, step;       /* what the draws are a function of, beside the place in the text */
+    bool (*asked)(void);       /* whether this rank is to stop; NULL: never */
+    Generated *out;            /* may be NULL */
 } Sampling;
 bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Error *e);
 

@@ -23,14 +23,30 @@ tiny "$run" "${options[@]}" >/dev/null
 tiny "$here/whole" "${options[@]}" >/dev/null
 diff -rq "$here/whole/ckpt/step-00000012" "$run/ckpt/step-00000012" || wrong "the run that met a full disk ends differently"
 
-# The same on a disk that is really full, where one can be mounted.
+# A disk that is really full, where one can be mounted: found out at the start, with numbers.
 mkdir "$here/disk"
-if ! mount -t tmpfs -o size=600k tmpfs "$here/disk" 2>/dev/null; then
+if ! mount -t tmpfs -o size=6m tmpfs "$here/disk" 2>/dev/null; then
     echo "not tried: a small disk, since this user may not mount one"
     exit 0
 fi
 trap 'umount "$here/disk"; rm -rf "$here"' EXIT
-code_of tiny "$here/disk/run"
+many=(--set checkpoint.every=2 --set train.steps=40 --set optimizer.schedule=constant)
+refuses 5 "the disk has no room for 4 more checkpoints: 9\.0 MB are needed and [0-9.]+ MB free; $here/disk/run; free some space" \
+    train examples/tiny.yaml --run "$here/disk/run" "${many[@]}"
+absent "$here/disk/run"
+tiny "$here/disk/run" "${many[@]}" --set checkpoint.keep=1 --set train.steps=4 >/dev/null
+tiny "$here/disk/run" "${many[@]}" --set checkpoint.keep=1 --set train.steps=6 >/dev/null # what is there already is not needed again
+tiny "$here/disk/all" "${many[@]}" --set checkpoint.keep=0 --set train.steps=6 >"$here/out" # all stay, and may be moved away
+grep -q "^warning: the disk has no room for 3 more checkpoints" "$here/out" || wrong "it is not warned of: $(cat "$here/out")"
+rm -r "$here/disk/all"
+
+# And when it fills up while a run trains: asked again before each save, while there is room for metrics; older ones stay whole.
+begin "$MOP" train examples/tiny.yaml --run "$here/disk/run" --set checkpoint.keep=1 --set checkpoint.every=60 --set train.steps=600 --set optimizer.schedule=constant
+wait_for 8 "$here/disk/run"
+free=$(df --output=avail -k "$here/disk" | tail -n 1)
+head -c $(((free - 1500) * 1024)) /dev/zero >"$here/disk/other"
+ended
 [[ $code == 5 ]] || wrong "on a full disk it ended with $code: $(cat "$here/err")"
-grep -q "No space left on device" "$here/err" || wrong "on a full disk it says $(cat "$here/err")"
-[[ -z $(ls "$here/disk/run/ckpt") ]] || wrong "it left $(ls "$here/disk/run/ckpt")"
+grep -q "the disk has no room for 1 more checkpoint: 2.2 MB are needed and 1\.[0-9] MB free" "$here/err" || wrong "it says $(cat "$here/err")"
+[[ $(ls "$here/disk/run/ckpt") == step-00000006 ]] || wrong "it left $(ls "$here/disk/run/ckpt")"
+"$MOP" ckpt verify "$here/disk/run" >/dev/null

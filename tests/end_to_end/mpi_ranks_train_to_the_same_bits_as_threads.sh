@@ -8,7 +8,7 @@ for layout in "2 expert=2" "4 expert=2 vocabulary=4" "4 ulysses=2 ring=2 expert=
     mixture=$(printf -- '--set mixture.%s ' $mixture)
     "${launch[@]}" $ranks "$MOP" train examples/tiny.yaml --run "$here/processes" $mixture >"$here/out"
     grep -q $'[\r\033]' "$here/out" && wrong "the output is not plain: $(cat -v "$here/out")"
-    grep -q "^ranks  $ranks x 1 thread" "$here/out" || wrong "the banner does not tell of $ranks ranks: $(cat "$here/out")"
+    grep -q "^ranks      $ranks x 1 thread" "$here/out" || wrong "the banner does not tell of $ranks ranks: $(cat "$here/out")"
     tiny "$here/threads" --set ranks=$ranks $mixture >/dev/null
     same_bits "$here/processes" "$here/threads"
     cmp "$here/processes/config.yaml" "$here/threads/config.yaml"

@@ -20,13 +20,14 @@ for key in compute_s network_s exposed_s; do line+="\"$key\": $times, "; done
 line+="\"expert_load_max_over_mean\": $number, "
 line=${line%, }'\}'
 [[ $(grep -Ecx "$line" "$here/run/metrics.jsonl") == 12 ]] || wrong "metrics.jsonl has other lines than 12 of $line: $(head -n 1 "$here/run/metrics.jsonl")"
-[[ $(grep -Ecx '\{"event": "[a-z_]+", "step": [0-9]+, "time": [0-9]+, "text": ".*"\}' "$here/run/events.jsonl") == 1 ]] ||
-    wrong "events.jsonl does not tell of one checkpoint: $(cat "$here/run/events.jsonl")"
+grep -v '"event": "warning"' "$here/run/events.jsonl" >"$here/events" # of a machine with few cores
+[[ $(grep -Ecx '\{"event": "(checkpoint|done)", "step": 12, "time": [0-9]+, "text": ".*"\}' "$here/events") == 2 && $(wc -l <"$here/events") == 2 ]] ||
+    wrong "events.jsonl does not tell of one checkpoint and the end: $(cat "$here/run/events.jsonl")"
 
-# Plain lines where there is no terminal: a banner, the initial loss beside ln(vocabulary), progress.
+# Plain lines where there is no terminal: a banner, the initial loss beside that of a guess, progress.
 grep -q $'[\r\033]' "$here/out" && wrong "the output is not plain: $(cat -v "$here/out")"
-for text in "thousand parameters" "^ranks  2 x 1 thread" "memory at most .* MiB" "512 a step" "^steps  1 to 12" "^run    $here/run" \
-    "^initial loss 5\.[0-9]+, ln\(vocabulary\) 5\.5568$" "^step 1/12  loss" "^step 12/12  loss" "^checkpoint: "; do
+for text in "thousand parameters" "^ranks +2 x 1 thread" "memory at most .* MiB" "^step +512 tokens" "^steps +1 to 12" "^run +$here/run" \
+    "^initial loss 5\.[0-9]+; a random guess among 259 ids has 5\.5568$" "^step 1/12  loss" "^step 12/12  loss" "^checkpoint: " "^done: 12 steps in "; do
     grep -Eq -- "$text" "$here/out" || wrong "the output has no '$text': $(cat "$here/out")"
 done
 
