@@ -337,9 +337,7 @@ static int64_t rows_of_others(Ranks *r, int members) {
 
 static bool load_first_batch(Run *r, void *context, Error *e) {
     (void)context;
-    (void)e;
-    run_load_batch(r, 0);
-    return true;
+    return run_load_batch(r, 0, e);
 }
 
 static void the_meter_counts_the_bytes_that_the_choice_goes_by(void **state) {
