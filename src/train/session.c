@@ -76,7 +76,8 @@ static Path model_directory(const Session *s) {
     const char *config = s->config->model_config, *slash = strrchr(config, '/');
     Path directory = s->model;
     if (*s->weights) return directory;
-    snprintf(directory.text, sizeof directory.text, "%.*s", slash ? (int)(slash - config) + 1 : 1, slash ? config : ".");
+    size_t bytes = slash && slash > config ? (size_t)(slash - config) : 1; /* "." or "/" by itself */
+    snprintf(directory.text, sizeof directory.text, "%.*s", (int)bytes, slash ? config : ".");
     return directory;
 }
 
