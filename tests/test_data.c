@@ -735,6 +735,24 @@ static void a_well_sealed_lie_is_refused(void **state) {
     free(data);
 }
 
+/* In two bytes all ones are -1 and nothing is below; in four a label may be anything. */
+static void a_label_below_minus_one_is_refused_at_opening(void **state) {
+    (void)state;
+    Error e = {0};
+    size_t bytes;
+    put_text("wide.jsonl", "{\"input_ids\": [1, 70000, 3, 4], \"labels\": [-100, 70000, -100, 4]}\n");
+    if (!prepare("wide.jsonl", "wide.tokens", &e)) fail_msg("%s", e.text);
+    char *data = get("wide.tokens", &bytes);
+    const int32_t labels[] = {-5, INT32_MIN, -100, -2};
+    for (size_t i = 0; i < COUNT(labels); i++) {
+        memcpy(data + 256 + 8, &labels[i], 4); /* one that was ignored */
+        seal(data, bytes);
+        put("lie.tokens", data, bytes);
+        assert_refused("lie.tokens", EXIT_DATA, "a label is not one", "label");
+    }
+    free(data);
+}
+
 static void text_named_tokens_is_refused(void **state) {
     (void)state;
     char text[300];
@@ -1210,6 +1228,7 @@ int main(void) {
         TEST(a_truncated_token_file_is_refused_at_every_length),
         TEST(a_flipped_bit_anywhere_is_found),
         TEST(a_well_sealed_lie_is_refused),
+        TEST(a_label_below_minus_one_is_refused_at_opening),
         TEST(text_named_tokens_is_refused),
         TEST(ids_beyond_the_models_vocabulary_are_named),
         TEST(a_failed_preparation_leaves_what_was_there),

@@ -2,7 +2,7 @@
  * and in which words. tests/cases has inputs that once went wrong. */
 #define _GNU_SOURCE
 #include "base/file.h"
-#include "data/kinds.h"
+#include "data/formats.h"
 #include "data/tokens.h"
 #include <fcntl.h>
 #include <setjmp.h>
@@ -125,7 +125,8 @@ static void a_column_beside_ids_is_obeyed_or_refused(void **state) {
     for (size_t i = 0; i < COUNT(obeyed); i++) {
         put_text("a.jsonl", obeyed[i].line);
         Tokens *t = open_path("a.jsonl");
-        if (tokens_info(t).tokens != obeyed[i].count) fail_msg("%s: %d ids", obeyed[i].line, (int)tokens_info(t).tokens);
+        if (tokens_info(t).tokens != obeyed[i].count)
+            fail_msg("%s: %d ids", obeyed[i].line, (int)tokens_info(t).tokens);
         for (int64_t j = 0; j < obeyed[i].count; j++)
             if (token_id(t, j) != obeyed[i].ids[j] || token_label(t, j) != obeyed[i].labels[j])
                 fail_msg("%s: id %d is %d, its label %d", obeyed[i].line, (int)j, (int)token_id(t, j),
@@ -212,8 +213,8 @@ static void valid_json_is_read_whatever_its_other_members(void **state) {
 
 static void json_lines_are_known_by_name_or_contents(void **state) {
     (void)state;
-    static const char *const names[] = {"a.jsonl", "A.JSONL",  "a.ndjson", "a.jsonlines", "a.jsonl.txt", "a.txt",
-                                        "a",       "a.md",     "a.json",   "a.bak",       "a.log"};
+    static const char *const names[] = {"a.jsonl", "A.JSONL", "a.ndjson", "a.jsonlines", "a.jsonl.txt", "a.txt",
+                                        "a",       "a.md",    "a.json",   "a.bak",       "a.log"};
     for (size_t i = 0; i < COUNT(names); i++) {
         put_text(names[i], "{\"text\": \"one\"}\n{\"text\": \"two\"}\n");
         assert_documents(names[i], "one|two");
@@ -272,7 +273,10 @@ static void other_formats_are_refused_by_their_first_bytes_or_their_name(void **
         {"a.txt", HEAD("\x28\xb5\x2f\xfd"), "a zstd file"},
         {"a.jsonl.ZST", HEAD("plain ASCII"), "a zstd file"},
         {"a.txt", HEAD("BZh91AY&SY"), "a bzip2 file"},
-        {"a.txt", HEAD("\xfd" "7zXZ\0"), "an xz file"},
+        {"a.txt",
+         HEAD("\xfd"
+              "7zXZ\0"),
+         "an xz file"},
         {"a.txt", HEAD("PK\x03\x04 ASCII"), "a zip archive"},
         {"a.pt", HEAD("plain ASCII"), "a file of PyTorch or Python"},
         {"a.txt", HEAD("\x80\x02\x8a\nl\xfc"), "a file of PyTorch or Python"},
@@ -281,7 +285,10 @@ static void other_formats_are_refused_by_their_first_bytes_or_their_name(void **
         {"a.txt", HEAD("%PDF-1.4\nplain"), "a PDF file"},
         {"a.txt", HEAD("GGUF\x03"), "a GGUF file"},
         {"a.csv", HEAD("text,label\nhello,1\n"), "a table"},
-        {"a.txt", HEAD("\x7f" "ELF"), "a program"},
+        {"a.txt",
+         HEAD("\x7f"
+              "ELF"),
+         "a program"},
         {"a.txt", HEAD("\xff\xfeh\0i\0"), "UTF-16 text"},
         {"a.jsonl", HEAD("\xfe\xff\0{\0}"), "UTF-16 text"},
         {"a.txt", HEAD("\xff\xfe\0\0h\0\0\0"), "UTF-32 text"},
@@ -382,8 +389,9 @@ static void nothing_ambiguous_is_taken_for_a_tokenizer(void **state) {
         {"none", "bytes", 256, "bytes/tokenizer.json, not usable for text: data.tokenizer is none",
          "data.tokenizer is none"},
         {"", "bytes", 151936, "bytes/tokenizer.json (256 ids)", NULL},
-        {"", "bytes", 255, "bytes/tokenizer.json, not usable for text: the one beside the model has 256 ids and the "
-                           "model 255",
+        {"", "bytes", 255,
+         "bytes/tokenizer.json, not usable for text: the one beside the model has 256 ids and the "
+         "model 255",
          "has 256 ids and the model 255"},
         {"", "bpe", 151936, "bpe/tokenizer.json, not usable for text: the tokenizer has merges: BPE is not built yet",
          "has merges: BPE is not built yet"},

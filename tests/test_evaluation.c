@@ -223,13 +223,15 @@ static void a_token_of_many_bytes_counts_them_all_or_nothing_is_known(void **sta
     assert_true(tokenizer_write(bytes, directory, &e));
     snprintf(path, sizeof path, "%s/tokenizer.json", directory);
     size_t n;
-    char *text = file_read(path, 1 << 20, &n, &e), *edited = calloc(1, n + 200), *at = strstr(text, "\"added_tokens\": []");
+    char *text = file_read(path, 1 << 20, &n, &e), *edited = calloc(1, n + 200),
+         *at = strstr(text, "\"added_tokens\": []");
     sprintf(edited, "%.*s\"added_tokens\": [{\"id\": 300, \"content\": \"hello\"}]%s", (int)(at - text), text,
             at + strlen("\"added_tokens\": []"));
     assert_true(file_write(path, edited, strlen(edited), &e));
     Tokenizer *k = tokenizer_open(path, &e);
     if (!k) fail_msg("%s", e.text);
-    Tokens *t = open_lines("{\"input_ids\": [300, 97, 300, 98]}\n{\"input_ids\": [300, 300], \"labels\": [300, -100]}\n");
+    Tokens *t =
+        open_lines("{\"input_ids\": [300, 97, 300, 98]}\n{\"input_ids\": [300, 300], \"labels\": [300, -100]}\n");
     t->header.text_bytes = 22;
     assert_int_equal(tokens_predicted_bytes(t, k), 1 + 5 + 1);
     assert_int_equal(tokens_predicted_bytes(t, bytes), -1);
@@ -265,9 +267,9 @@ static void data_damaged_in_use_ends_every_rank_with_a_sentence(void **state) {
         int world;
         const char *set;
         RanksBody body;
-    } cases[] = {{1, "mixture.vocabulary=1", train_body},    {4, "mixture.vocabulary=1", train_body},
-                 {4, "mixture.vocabulary=2", train_body},    {4, "device=cpu:late", train_body},
-                 {4, "mixture.expert=4", evaluate_body}, {4, "mixture.vocabulary=4", evaluate_body}};
+    } cases[] = {{1, "mixture.vocabulary=1", train_body}, {4, "mixture.vocabulary=1", train_body},
+                 {4, "mixture.vocabulary=2", train_body}, {4, "device=cpu:late", train_body},
+                 {4, "mixture.expert=4", evaluate_body},  {4, "mixture.vocabulary=4", evaluate_body}};
     for (size_t i = 0; i < COUNT(cases); i++) {
         const uint16_t wrong = VOCABULARY + 1;
         uint16_t right;
@@ -282,7 +284,8 @@ static void data_damaged_in_use_ends_every_rank_with_a_sentence(void **state) {
         assert_false(ranks_try(r, cases[i].body, &v));
         int found = 0;
         for (int rank = 0; rank < r->world; rank++) {
-            found += r->error[rank].code == EXIT_DATA && strstr(r->error[rank].text, "damaged, or changed while in use");
+            found +=
+                r->error[rank].code == EXIT_DATA && strstr(r->error[rank].text, "damaged, or changed while in use");
             assert_true(r->error[rank].code == EXIT_DATA || r->error[rank].code == EXIT_PEER);
         }
         assert_true(found > 0);

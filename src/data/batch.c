@@ -132,7 +132,8 @@ bool batch_fill(Batch *b, const Tokens *t, int64_t seed, int64_t first, int64_t 
 int64_t tokens_uncut(const Tokens *t, int64_t begin, int64_t sequence_length) {
     int64_t tokens = (int64_t)t->header.tokens, end = min64(begin + sequence_length, tokens);
     if (end == tokens) return end;
-    int64_t document = (int64_t)t->first[document_of(t, end)]; /* the document that `end` cuts, if it is not its first */
+    int64_t document =
+        (int64_t)t->first[document_of(t, end)]; /* the document that `end` cuts, if it is not its first */
     return document > begin ? document : end;
 }
 

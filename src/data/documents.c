@@ -1,6 +1,6 @@
 /* Files into documents. A text file is one document, read a megabyte at a time: byte-level ids do not care where text is
  * cut, and only whole characters are handed on. JSON lines are one document a line. What cannot be meant as text is
- * refused rather than trained on: other encodings, NUL bytes, and what kinds.c knows. */
+ * refused rather than trained on: other encodings, NUL bytes, and what formats.c knows. */
 #define _POSIX_C_SOURCE 200809L
 #include "data/documents.h"
 #include "data/record.h"
@@ -19,7 +19,7 @@ struct Documents {
     Sources sources;
     size_t next;    /* the source after the open one */
     int fd;         /* the open source, or -1 */
-    FileKind kind;  /* of it */
+    Format format;  /* of it */
     bool at_end;    /* nothing more to read from fd */
     int64_t line;   /* of open JSON lines, from 1 */
     int64_t offset; /* bytes of the open text handed on */
@@ -34,8 +34,8 @@ static bool no_memory(const char *where, Error *e) {
 
 static bool cannot_read(const char *path, Error *e) {
     bool missing = errno == ENOENT || errno == ENOTDIR;
-    return fail(e, missing ? EXIT_DATA : EXIT_IO, "cannot read: %s; %s; check the path and its rights",
-                strerror(errno), path);
+    return fail(e, missing ? EXIT_DATA : EXIT_IO, "cannot read: %s; %s; check the path and its rights", strerror(errno),
+                path);
 }
 
 Documents *documents_open(const char *const *paths, const Tokenizer *t, DataNotes *notes, Error *e) {
@@ -169,7 +169,7 @@ static bool next_document(Documents *d, const char *path, Part *part, bool *any,
     if (!line) return true;
     char where[600];
     snprintf(where, sizeof where, "%.480s:%lld%s", path, (long long)d->line,
-             d->kind.guessed ? " (read as JSON lines, for the file begins with an object)" : "");
+             d->format.guessed ? " (read as JSON lines, for the file begins with an object)" : "");
     return record_read(line, bytes, d->tokenizer, &d->ids, part, where, e);
 }
 
@@ -184,13 +184,13 @@ static bool open_next(Documents *d, Error *e) {
     d->at_end = false;
     d->begin = d->end = 0;
     d->line = 0;
-    while (!d->at_end && d->end < KIND_BYTES) {
+    while (!d->at_end && d->end < FORMAT_BYTES) {
         if (!read_more(d, path, e)) return false;
     }
-    d->kind = file_kind(path, d->buffer, d->end);
-    d->begin = d->kind.mark;
-    d->offset = (int64_t)d->kind.mark;
-    return kind_is_readable(&d->kind, path, e);
+    d->format = format_of(path, d->buffer, d->end);
+    d->begin = d->format.mark;
+    d->offset = (int64_t)d->format.mark;
+    return format_is_readable(&d->format, path, e);
 }
 
 static void close_current(Documents *d) {
@@ -202,7 +202,7 @@ bool documents_next(Documents *d, Part *part, Error *e) {
     while (d->fd >= 0 || d->next < d->sources.count) {
         if (d->fd < 0 && !open_next(d, e)) return false;
         const char *path = d->sources.path[d->next - 1];
-        if (d->kind.kind == KIND_TEXT) {
+        if (d->format.kind == FORMAT_TEXT) {
             bool read = next_text(d, path, part, e);
             if (read && part->ends) close_current(d);
             return read;

@@ -30,7 +30,7 @@ void ids_free(Ids *ids) {
 
 /* A document as its columns are read, one after the other. */
 typedef struct {
-    int32_t *ids, *labels; /* [count] */
+    int32_t *ids, *labels;     /* [count] */
     int64_t count, begin, end; /* [begin, end) is not padding */
     bool labelled;
 } Record;
@@ -102,8 +102,9 @@ static bool read_attention(Record *r, const json_t *list, const char *key, const
     }
     if (ones == 0) r->end = r->begin;
     return r->end - r->begin == ones ||
-           fail(e, EXIT_DATA, "\"%s\" hides ids between others, and mop knows padding at the ends only; %s; leave them "
-                              "out of input_ids",
+           fail(e, EXIT_DATA,
+                "\"%s\" hides ids between others, and mop knows padding at the ends only; %s; leave them "
+                "out of input_ids",
                 key, where);
 }
 
@@ -132,14 +133,10 @@ static const struct Column {
     const char *key;
     ReadColumn read;
 } columns[] = {
-    {"labels", read_labels},
-    {"completion_mask", read_mask}, /* TRL */
-    {"assistant_masks", read_mask}, /* transformers' chat templates, TRL */
-    {"assistant_mask", read_mask},
-    {"loss_mask", read_mask},
-    {"attention_mask", read_attention},
-    {"position_ids", read_positions},
-    {"token_type_ids", read_zeros},
+    {"labels", read_labels},          {"completion_mask", read_mask}, /* TRL */
+    {"assistant_masks", read_mask},                                   /* transformers' chat templates, TRL */
+    {"assistant_mask", read_mask},    {"loss_mask", read_mask},       {"attention_mask", read_attention},
+    {"position_ids", read_positions}, {"token_type_ids", read_zeros},
 };
 
 static bool is_known(const char *key) {
@@ -175,8 +172,8 @@ static bool all_strings(const json_t *list) {
 
 /* Where documents packed into one line begin or end, which attention would have to know. */
 static bool tells_of_packing(const char *key) {
-    static const char *const keys[] = {"seq_lengths", "seq_lens",   "sequence_lengths", "cu_seqlens",
-                                       "cu_seq_lens", "seq_idx", "document_ids"};
+    static const char *const keys[] = {"seq_lengths", "seq_lens", "sequence_lengths", "cu_seqlens",
+                                       "cu_seq_lens", "seq_idx",  "document_ids"};
     for (size_t i = 0; i < COUNT(keys); i++) {
         if (strcmp(key, keys[i]) == 0) return true;
     }
@@ -189,8 +186,8 @@ static bool no_unknown_columns(json_t *object, const json_t *ids, const char *wh
     json_object_foreach(object, key, value) {
         if (is_known(key) || json_is_null(value)) continue;
         if (tells_of_packing(key))
-            return fail(e, EXIT_DATA, "\"%s\" packs several documents into a line; %s; give each a line of its own", key,
-                        where);
+            return fail(e, EXIT_DATA, "\"%s\" packs several documents into a line; %s; give each a line of its own",
+                        key, where);
         if (!json_is_array(value) || json_array_size(value) == 0 || json_array_size(value) != json_array_size(ids))
             continue;
         if (all_strings(value)) continue;
@@ -238,14 +235,15 @@ static bool text_of_line(json_t *object, const json_t *text, const Tokenizer *t,
 }
 
 static bool nothing_to_train(const json_t *object, const char *where, Error *e) {
-    static const char *const spoken[] = {"messages", "conversations", "conversation", "prompt",
-                                         "completion", "instruction"};
+    static const char *const spoken[] = {"messages", "conversations", "conversation",
+                                         "prompt",   "completion",    "instruction"};
     for (size_t i = 0; i < COUNT(spoken); i++) {
         if (!json_object_get(object, spoken[i])) continue;
-        return fail(e, EXIT_DATA,
-                    "the line has neither \"text\" nor \"input_ids\" but \"%s\", and conversations are not read yet; %s; "
-                    "make \"input_ids\" and \"labels\" of it with the model's chat template",
-                    spoken[i], where);
+        return fail(
+            e, EXIT_DATA,
+            "the line has neither \"text\" nor \"input_ids\" but \"%s\", and conversations are not read yet; %s; "
+            "make \"input_ids\" and \"labels\" of it with the model's chat template",
+            spoken[i], where);
     }
     return fail(e, EXIT_DATA,
                 "the line has neither \"text\" nor \"input_ids\"; %s; {\"text\": ...} or {\"input_ids\": [...]} is "

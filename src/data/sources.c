@@ -36,23 +36,23 @@ bool is_token_file(const char *path) {
 
 /* ---- Looking at a file ------------------------------------------------------------------------ */
 
-bool kind_is_readable(const FileKind *kind, const char *path, Error *e) {
-    if (kind->kind == KIND_OTHER)
-        return fail(e, EXIT_DATA, "%s, neither text nor JSON lines; %s; %s", kind->what, path, kind->advice);
-    if (kind->kind == KIND_TOKENS)
+bool format_is_readable(const Format *format, const char *path, Error *e) {
+    if (format->kind == FORMAT_OTHER)
+        return fail(e, EXIT_DATA, "%s, neither text nor JSON lines; %s; %s", format->what, path, format->advice);
+    if (format->kind == FORMAT_TOKENS)
         return fail(e, EXIT_DATA,
                     "a token file cannot be joined with other data; %s; name it alone, or the files it was made of",
                     path);
     return true;
 }
 
-static bool read_head(const char *path, char head[KIND_BYTES], size_t *bytes, Error *e) {
+static bool read_head(const char *path, char head[FORMAT_BYTES], size_t *bytes, Error *e) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return cannot_read(path, e);
     ssize_t got = 1;
     *bytes = 0;
-    while (*bytes < KIND_BYTES && got > 0) {
-        do got = pread(fd, head + *bytes, KIND_BYTES - *bytes, (off_t)*bytes);
+    while (*bytes < FORMAT_BYTES && got > 0) {
+        do got = pread(fd, head + *bytes, FORMAT_BYTES - *bytes, (off_t)*bytes);
         while (got < 0 && errno == EINTR);
         if (got > 0) *bytes += (size_t)got;
     }
@@ -66,7 +66,7 @@ static bool looks_like_text(const char *head, size_t bytes) {
     size_t i = 0;
     uint32_t code = 1;
     for (int n; i < bytes && (n = utf8_next(head + i, bytes - i, &code)) > 0 && code != 0;) i += (size_t)n;
-    bool cut = bytes == KIND_BYTES && bytes - i < 4;
+    bool cut = bytes == FORMAT_BYTES && bytes - i < 4;
     return code != 0 && (i == bytes || cut);
 }
 
@@ -129,16 +129,16 @@ static bool add(Sources *s, char *path, Error *e) {
 
 /* What is no regular file (a pipe) can be read only once: its kind is found then. */
 static bool add_file(Sources *s, char *path, bool regular, Error *e) {
-    char head[KIND_BYTES];
+    char head[FORMAT_BYTES];
     size_t bytes;
     if (!add(s, path, e)) return false;
     if (!regular) return true;
     if (!read_head(path, head, &bytes, e)) return false;
-    FileKind kind = file_kind(path, head, bytes);
-    if (kind.guessed)
+    Format format = format_of(path, head, bytes);
+    if (format.guessed)
         note(&s->notes, "%s%s is read as JSON lines, for it begins with an object", *s->notes.text ? "; " : "",
              text_shown(path).text);
-    return kind_is_readable(&kind, path, e);
+    return format_is_readable(&format, path, e);
 }
 
 /* ---- Directories ------------------------------------------------------------------------------ */
@@ -154,11 +154,12 @@ static int is_entry(const struct dirent *entry) {
 
 /* A bare name says nothing: its contents do. */
 static bool bare_is_data(const char *path, bool *yes, Error *e) {
-    char head[KIND_BYTES];
+    char head[FORMAT_BYTES];
     size_t bytes;
     if (!read_head(path, head, &bytes, e)) return false;
-    FileKind kind = file_kind(path, head, bytes);
-    *yes = kind.kind == KIND_LINES || kind.kind == KIND_TOKENS || (kind.kind == KIND_TEXT && looks_like_text(head, bytes));
+    Format format = format_of(path, head, bytes);
+    *yes = format.kind == FORMAT_LINES || format.kind == FORMAT_TOKENS ||
+           (format.kind == FORMAT_TEXT && looks_like_text(head, bytes));
     return true;
 }
 

@@ -3,7 +3,7 @@
 #define MOP_SOURCES_H
 
 #include "data/data.h"
-#include "data/kinds.h"
+#include "data/formats.h"
 
 typedef struct {
     char **path; /* [count] */
@@ -18,7 +18,7 @@ bool sources_find(Sources *s, const char *const *paths, Error *e);
 void sources_close(Sources *s);
 
 /* What may be read as documents: text and JSON lines. Else an error that says what it is and what to do. */
-bool kind_is_readable(const FileKind *kind, const char *path, Error *e);
+bool format_is_readable(const Format *format, const char *path, Error *e);
 
 /* Whether the file at `path` begins like a token file; false too when it cannot be read. */
 bool is_token_file(const char *path);

@@ -6,9 +6,9 @@
  * same reading as one from the disk. Files with merges are not usable: whoever has them needs real BPE, and
  * byte ids would be plausible and wrong. Files are kept as the bytes that were read, and written so. */
 #define _POSIX_C_SOURCE 200809L
+#include "data/tokenizer.h"
 #include "base/file.h"
 #include "base/json.h"
-#include "data/tokenizer.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,8 +44,9 @@ struct Tokenizer {
     Error unusable; /* why text cannot be tokenised, though it may be understood; code 0: it can */
 };
 
-static const char *advice = "give data as {\"input_ids\": [...]} that Python's tokenizers made, or set data.tokenizer to "
-                            "a byte-level tokenizer.json or to bytes";
+static const char *advice =
+    "give data as {\"input_ids\": [...]} that Python's tokenizers made, or set data.tokenizer to "
+    "a byte-level tokenizer.json or to bytes";
 
 /* ---- GPT-2's byte alphabet -------------------------------------------------------------------- */
 
@@ -253,7 +254,8 @@ bool tokenizer_beside(const char *path, bool *there, Error *e) {
     struct stat status;
     *there = stat(path, &status) == 0;
     if (*there || errno == ENOENT || errno == ENOTDIR) return true;
-    return fail(e, EXIT_IO, "cannot look for a tokenizer: %s; %s; check the disk and its rights", strerror(errno), path);
+    return fail(e, EXIT_IO, "cannot look for a tokenizer: %s; %s; check the disk and its rights", strerror(errno),
+                path);
 }
 
 /* The tokenizer_config.json beside a tokenizer.json: it may hold a chat template and the names of special
@@ -376,8 +378,7 @@ uint64_t tokenizer_hash(const Tokenizer *t) {
 
 const char *tokenizer_decode(const Tokenizer *t, int32_t id, size_t *bytes) {
     const Symbol wanted = {.id = id};
-    const Symbol *symbol =
-        is_ready(t) ? bsearch(&wanted, t->symbols, t->count, sizeof *t->symbols, by_id) : NULL;
+    const Symbol *symbol = is_ready(t) ? bsearch(&wanted, t->symbols, t->count, sizeof *t->symbols, by_id) : NULL;
     *bytes = symbol ? symbol->bytes : 0;
     return symbol ? symbol->text : "";
 }

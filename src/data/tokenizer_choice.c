@@ -8,11 +8,12 @@
 enum { BYTES = 256, MOST_BYTES = 512 }; /* ids of a model of bytes; above 256 are special tokens */
 
 /* Other files that tell of a tokenizer. */
-static const char *const other_files[] = {"tokenizer.model", "vocab.json",     "vocab.txt",
-                                          "merges.txt",      "tiktoken.model", "tekken.json",
+static const char *const other_files[] = {"tokenizer.model",      "vocab.json",     "vocab.txt",
+                                          "merges.txt",           "tiktoken.model", "tekken.json",
                                           "tokenizer_config.json"};
 
-static const char *advice = "set data.tokenizer to a tokenizer.json, or to bytes, or give data as {\"input_ids\": [...]}";
+static const char *advice =
+    "set data.tokenizer to a tokenizer.json, or to bytes, or give data as {\"input_ids\": [...]}";
 
 typedef struct {
     char text[4200];

@@ -2,7 +2,7 @@
  * whatever the name; neither is a name of such a format, whatever the contents. What begins like a JSON object is JSON
  * lines under any name: a book does not begin so, and what is no JSON further on is refused with its line. */
 #define _GNU_SOURCE
-#include "data/kinds.h"
+#include "data/formats.h"
 #include "data/token_file.h"
 #include <string.h>
 #include <strings.h>
@@ -34,8 +34,9 @@ static const struct Other {
     {"a PDF file", "%PDF-", 5, 0, ".pdf", to_lines},
     {"a gzip file", "\x1f\x8b", 2, 0, ".gz", unpack},
     {"a zstd file", "\x28\xb5\x2f\xfd", 4, 0, ".zst", unpack},
-    {"an xz file", "\xfd"
-                   "7zXZ",
+    {"an xz file",
+     "\xfd"
+     "7zXZ",
      6, 0, ".xz", unpack},
     {"a bzip2 file", "1AY&SY", 6, 4, ".bz2", unpack},
     {"an lz4 file", "\x04\x22\x4d\x18", 4, 0, ".lz4", unpack},
@@ -53,8 +54,9 @@ static const struct Other {
     {"a PNG image", "\x89PNG", 4, 0, ".png", not_data},
     {"a JPEG image", "\xff\xd8\xff", 3, 0, ".jpg", not_data},
     {"a GIF image", "GIF8", 4, 0, ".gif", not_data},
-    {"a program", "\x7f"
-                  "ELF",
+    {"a program",
+     "\x7f"
+     "ELF",
      4, 0, NULL, not_data},
     {"UTF-32 text", "\xff\xfe\0", 4, 0, NULL, to_utf8},
     {"UTF-32 text", "\0\0\xfe\xff", 4, 0, NULL, to_utf8},
@@ -114,7 +116,7 @@ static bool begins_list_of_objects(const char *at, const char *end) {
 
 /* "README", "readme.md", "LICENSE-CC"; not "readmes". */
 static bool is_about(const char *name) {
-    static const char *const words[] = {"readme", "license",   "licence",     "copying",
+    static const char *const words[] = {"readme", "license",   "licence",      "copying",
                                         "notice", "changelog", "contributing", "checksums"};
     for (size_t i = 0; i < COUNT(words); i++) {
         size_t n = strlen(words[i]);
@@ -148,15 +150,15 @@ NameKind name_kind(const char *path) {
 
 /* ---- The kind --------------------------------------------------------------------------------- */
 
-static FileKind other(const char *what, const char *advice) {
-    return (FileKind){.kind = KIND_OTHER, .what = what, .advice = advice};
+static Format other(const char *what, const char *advice) {
+    return (Format){.kind = FORMAT_OTHER, .what = what, .advice = advice};
 }
 
-FileKind file_kind(const char *path, const char *head, size_t bytes) {
+Format format_of(const char *path, const char *head, size_t bytes) {
     static const char *json = "write one document a line, {\"text\": ...}, and name the file .jsonl";
     if (bytes >= strlen(TOKEN_MAGIC) && memcmp(head, TOKEN_MAGIC, strlen(TOKEN_MAGIC)) == 0)
-        return (FileKind){.kind = KIND_TOKENS};
-    if (has_suffix(path, ".tokens")) return (FileKind){.kind = KIND_TOKENS};
+        return (Format){.kind = FORMAT_TOKENS};
+    if (has_suffix(path, ".tokens")) return (Format){.kind = FORMAT_TOKENS};
     if (is_safetensors(head, bytes)) return other("a safetensors file", not_data);
     if (is_pickle(head, bytes)) return other("a file of PyTorch or Python (pickle)", to_lines);
     for (size_t i = 0; i < COUNT(others); i++) {
@@ -164,9 +166,9 @@ FileKind file_kind(const char *path, const char *head, size_t bytes) {
     }
     size_t mark = bytes >= 3 && memcmp(head, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
     const char *begin = head + mark, *end = head + bytes;
-    if (is_lines(path)) return (FileKind){.kind = KIND_LINES, .mark = mark};
-    if (begins_object(begin, end)) return (FileKind){.kind = KIND_LINES, .guessed = true, .mark = mark};
+    if (is_lines(path)) return (Format){.kind = FORMAT_LINES, .mark = mark};
+    if (begins_object(begin, end)) return (Format){.kind = FORMAT_LINES, .guessed = true, .mark = mark};
     if (begins_list_of_objects(begin, end)) return other("a JSON list", json);
     if (has_suffix(path, ".json")) return other("a .json file", json);
-    return (FileKind){.kind = KIND_TEXT, .mark = mark};
+    return (Format){.kind = FORMAT_TEXT, .mark = mark};
 }
