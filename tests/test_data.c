@@ -873,6 +873,10 @@ static void a_large_file_opens_unread_and_its_damage_is_never_handed_out(void **
     assert_failed(&met_in_order, EXIT_DATA, "it holds 3 where ids are below 3; large.tokens, token 50", "evaluation");
     int64_t piece = 0;
     while (batch_fill(&r->b, t, 1, piece, 1, 1, 1 << 12, 0, &met)) piece++;
+    Error no_target = {0}; /* a document's first token is nobody's target */
+    assert_int_equal(pwrite(fd, "\x03", 1, sizeof(TokenHeader)), 1);
+    assert_false(batch_fill_uncut(&r->b, t, 0, 1, 0, &no_target));
+    assert_failed(&no_target, EXIT_DATA, "it holds 3 where ids are below 3; large.tokens, token 0", "first token");
     assert_failed(&met, EXIT_DATA, "damaged, or changed while in use", "training");
     free(r);
     tokens_close(t);
