@@ -422,6 +422,23 @@ static void nothing_ambiguous_is_taken_for_a_tokenizer(void **state) {
     assert_failed(&broken, EXIT_DATA, "not valid JSON", "broken");
 }
 
+static void a_tokenizer_is_the_same_whether_it_is_used_or_not(void **state) {
+    (void)state;
+    Error e = {0};
+    put_text("bpe.json", bpe);
+    put_text("other.json", "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"b\": 0}, \"merges\": [[\"b\", \"b\"]]}}");
+    Tokenizer *bytes = tokenizer_open(NULL, &e);
+    assert_true(tokenizer_write(bytes, ".", &e));
+    Tokenizer *refused = tokenizer_choose("none", ".", 256, &e), *one = tokenizer_open("bpe.json", &e),
+              *again = tokenizer_open("bpe.json", &e), *other = tokenizer_open("other.json", &e);
+    assert_true(tokenizer_hash(refused) == tokenizer_hash(bytes));
+    assert_true(tokenizer_hash(one) == tokenizer_hash(again));
+    assert_true(tokenizer_hash(one) != tokenizer_hash(other));
+    assert_true(tokenizer_hash(one) != tokenizer_hash(bytes));
+    Tokenizer *all[] = {bytes, refused, one, again, other};
+    for (size_t i = 0; i < COUNT(all); i++) tokenizer_close(all[i]);
+}
+
 static void a_tokenizer_of_another_kind_is_needed_only_for_text(void **state) {
     (void)state;
     Error e = {0}, text = {0}, line = {0};
@@ -493,6 +510,7 @@ int main(void) {
         TEST(a_directory_is_its_data_and_says_what_it_left_out),
         TEST(what_a_directory_calls_data_must_be_data),
         TEST(nothing_ambiguous_is_taken_for_a_tokenizer),
+        TEST(a_tokenizer_is_the_same_whether_it_is_used_or_not),
         TEST(a_tokenizer_of_another_kind_is_needed_only_for_text),
         TEST(the_cases_are_read_or_refused),
     };
