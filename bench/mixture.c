@@ -94,14 +94,15 @@ static int32_t random_token(const Run *r, int64_t sequence, int64_t position) {
 }
 
 /* A document a sequence. */
-static void random_sequence(Run *r, const void *context, int64_t sequence, Batch *one) {
+static bool random_sequence(Run *r, void *context, int64_t sequence, Batch *one, Error *e) {
     int64_t S = r->config->train_sequence_length;
     (void)context;
-    batch_fill(one, NULL, SEED, sequence, 1, 1, S, r->spec->window);
+    batch_fill(one, NULL, SEED, sequence, 1, 1, S, r->spec->window, e);
     for (int64_t i = 0; i < S; i++) {
         one->token[i] = random_token(r, sequence, i);
         one->target[i] = random_token(r, sequence, i + 1);
     }
+    return true;
 }
 
 /* Normal numbers into a tensor of the device, other ones on every rank. */
@@ -270,7 +271,7 @@ static void open_rank(void *context, int rank) {
     }
     store_initialise(r->store, SEED);
     if (t->of->prepare) t->of->prepare(t, r);
-    run_upload(r, random_sequence, NULL);
+    MUST(run_upload(r, random_sequence, NULL, e));
 }
 
 static void pass_rank(void *context, int rank) {

@@ -22,7 +22,8 @@ static void pack(const Tokens *t, int64_t sequence_length) {
                .sequence = sequence,
                .real = real};
     for (int64_t piece = 0; piece < tokens_pieces(t, sequence_length); piece++) {
-        batch_fill(&b, t, 1, piece, 1, 1, sequence_length, 0);
+        Error e = {0};
+        MUST(batch_fill(&b, t, 1, piece, 1, 1, sequence_length, 0, &e));
         trained += b.trained;
         seen += real[0];
         for (int64_t i = 0; i < b.tokens; i++) {

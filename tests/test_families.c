@@ -140,7 +140,8 @@ typedef struct {
 } Given;
 
 /* A sequence of the reference's batch `step`. */
-static void give_sequence(Run *run, const void *context, int64_t sequence, Batch *b) {
+static bool give_sequence(Run *run, void *context, int64_t sequence, Batch *b, Error *e) {
+    (void)e;
     const Given *given = context;
     const Reference *ref = given->reference;
     int64_t window = run->spec->window;
@@ -158,11 +159,12 @@ static void give_sequence(Run *run, const void *context, int64_t sequence, Batch
         b->trained += target >= 0;
     }
     b->tokens = b->real[0] = S;
+    return true;
 }
 
-static void give_batch(Run *run, const Reference *ref, int64_t step) {
-    const Given given = {ref, step};
-    run_upload(run, give_sequence, &given);
+static bool give_batch(Run *run, const Reference *ref, int64_t step, Error *e) {
+    Given given = {ref, step};
+    return run_upload(run, give_sequence, &given, e);
 }
 
 /* ---- What ranks are asked --------------------------------------------------------------------- */
@@ -177,8 +179,7 @@ typedef struct {
 static bool step_body(Run *run, void *context, Error *e) {
     Task *t = context;
     StepResult result;
-    give_batch(run, t->reference, t->step);
-    if (!train_loaded_step(run, t->step, false, &result, e)) return false;
+    if (!give_batch(run, t->reference, t->step, e) || !train_loaded_step(run, t->step, false, &result, e)) return false;
     if (run->comm.mesh.rank == 0) t->result = result;
     return true;
 }
@@ -222,8 +223,7 @@ static void forward_layers(Run *run) {
 static bool logits_body(Run *run, void *context, Error *e) {
     Task *t = context;
     int64_t sequence = run->comm.mesh.rank, head = run->spec->layers + 1;
-    (void)e;
-    give_batch(run, t->reference, 0);
+    if (!give_batch(run, t->reference, 0, e)) return false;
     run->model.evaluating = true;
     run_begin_pass(run, false);
     forward_layers(run);

@@ -337,9 +337,7 @@ static int64_t rows_of_others(Ranks *r, int members) {
 
 static bool load_first_batch(Run *r, void *context, Error *e) {
     (void)context;
-    (void)e;
-    run_load_batch(r, 0);
-    return true;
+    return run_load_batch(r, 0, e);
 }
 
 static void the_meter_counts_the_bytes_that_the_choice_goes_by(void **state) {
@@ -356,7 +354,10 @@ static void the_meter_counts_the_bytes_that_the_choice_goes_by(void **state) {
             Ranks *r = trial_open("mixtral", (Layout){layouts[i].world, settings}, &(Trial){0});
             const Run *run = r->run[0];
             int members = run->comm.mesh.axis[AXIS_VOCABULARY].size;
-            int64_t pieces = tokens_pieces(r->tokens, 24), batches = ceil_div(pieces, 5);
+            int64_t sequences = 0; /* of an evaluation */
+            for (int64_t token = 0; token < tokens_info(r->tokens).tokens; sequences++)
+                token = tokens_uncut(r->tokens, token, 24);
+            int64_t batches = ceil_div(sequences, 5);
             ranks_run(r, step_and_evaluation, meter);
             ranks_run(r, load_first_batch, NULL);
             int64_t row = r->spec.hidden * (int64_t)type_bytes(run->model.real), bytes[2] = {0};

@@ -64,28 +64,34 @@ static bool within_limits(const char *text, size_t bytes, const char *where, Err
     return true;
 }
 
-/* With jansson's flags. */
-static json_t *parse(const char *text, size_t bytes, size_t flags, const char *where, Error *e) {
+/* Why jansson read nothing. */
+static void not_json(const json_error_t *problem, const char *where, Error *e) {
+    fail(e, EXIT_DATA, "not valid JSON: %s; %s, line %d, column %d; correct it or make the file again", problem->text,
+         where, problem->line, problem->column);
+}
+
+/* With jansson's flags; NULL without an Error: not JSON, as `problem` says. */
+static json_t *parse(const char *text, size_t bytes, size_t flags, json_error_t *problem, const char *where, Error *e) {
+    json_t *j = json_loadb(text, bytes, flags, problem);
+    if (json_had_memory(where, e)) return j;
+    json_decref(j);
+    return NULL;
+}
+
+static json_t *read_text(const char *text, size_t bytes, size_t flags, const char *where, Error *e) {
     if (!within_limits(text, bytes, where, e)) return NULL;
     json_error_t problem;
-    json_t *j = json_loadb(text, bytes, flags, &problem);
-    if (!json_had_memory(where, e)) {
-        json_decref(j);
-        return NULL;
-    }
-    if (!j) {
-        fail(e, EXIT_DATA, "not valid JSON: %s; %s, line %d, column %d; correct it or make the file again",
-             problem.text, where, problem.line, problem.column);
-    }
+    json_t *j = parse(text, bytes, flags, &problem, where, e);
+    if (!j && e->code == EXIT_DONE) not_json(&problem, where, e);
     return j;
 }
 
 json_t *json_read_text(const char *text, size_t bytes, const char *where, Error *e) {
-    return parse(text, bytes, JSON_REJECT_DUPLICATES, where, e);
+    return read_text(text, bytes, JSON_REJECT_DUPLICATES, where, e);
 }
 
 bool json_check_text(const char *text, size_t bytes, const char *where, Error *e) {
-    json_t *j = parse(text, bytes, JSON_DECODE_INT_AS_REAL | JSON_ALLOW_NUL, where, e);
+    json_t *j = read_text(text, bytes, JSON_DECODE_INT_AS_REAL | JSON_ALLOW_NUL, where, e);
     json_decref(j);
     return j != NULL;
 }
@@ -97,6 +103,90 @@ json_t *json_read_file(const char *path, size_t limit, Error *e) {
     json_t *j = json_read_text(text, bytes, path, e);
     free(text);
     return j;
+}
+
+/* ---- Records ---------------------------------------------------------------------------------- */
+
+/* The place behind the string that begins at `i`. */
+static size_t behind_string(const char *text, size_t bytes, size_t i) {
+    for (i++; i < bytes && text[i] != '"'; i++) i += text[i] == '\\';
+    return i + 1;
+}
+
+/* What Python writes for numbers that JSON has not; NULL: none. */
+static const char *word_of_no_json(const char *text, size_t bytes, size_t *column) {
+    static const char *const words[] = {"NaN", "-Infinity", "Infinity"};
+    for (size_t i = 0; i < bytes; i = text[i] == '"' ? behind_string(text, bytes, i) : i + 1) {
+        for (size_t w = 0; w < COUNT(words); w++) {
+            size_t n = strlen(words[w]);
+            if (n > bytes - i || memcmp(text + i, words[w], n) != 0) continue;
+            *column = i + 1;
+            return words[w];
+        }
+    }
+    return NULL;
+}
+
+/* A number of `n` characters that jansson refuses becomes one in the same place that is as near as a double comes: of a
+ * long integer 17 digits and an exponent, of what is larger than any double 1e308. */
+static void tame_number(char *number, size_t n) {
+    enum { DIGITS = 17, LONGEST_INTEGER = 18, LARGEST = 308 };
+    char shown[32] = "1e308";
+    size_t digits = 0, kept = 0;
+    while (digits < n && number[digits] >= '0' && number[digits] <= '9') digits++;
+    bool integer = digits == n, large = !integer && isinf(strtod(number, NULL));
+    if (integer && n > LONGEST_INTEGER && n <= LARGEST) {
+        kept = DIGITS;
+        snprintf(shown, sizeof shown, "e%zu", n - DIGITS);
+    } else if (!large && !(integer && n > LARGEST)) {
+        return;
+    }
+    size_t length = strlen(shown);
+    memset(number + kept, ' ', n - kept);
+    memcpy(number + kept, shown, length);
+}
+
+static void tame_numbers(char *text, size_t bytes) {
+    for (size_t i = 0, n; i < bytes; i += n) {
+        n = strspn(text + i, "0123456789");
+        if (n > 0) {
+            n += strspn(text + i + n, "0123456789+-.eE");
+            tame_number(text + i, n);
+        } else {
+            n = text[i] == '"' ? behind_string(text, bytes, i) - i : 1;
+        }
+    }
+}
+
+/* Again, with numbers that are too large for jansson tamed; they are rare, so the copy is too. */
+static json_t *read_tamed(const char *text, size_t bytes, json_error_t *problem, const char *where, Error *e) {
+    char *copy = malloc(bytes + 1);
+    if (!copy) {
+        fail(e, EXIT_MEMORY, "out of memory while reading JSON; %s; free some memory", where);
+        return NULL;
+    }
+    memcpy(copy, text, bytes);
+    copy[bytes] = 0;
+    tame_numbers(copy, bytes);
+    json_t *j = parse(copy, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, problem, where, e);
+    free(copy);
+    return j;
+}
+
+json_t *json_read_record(const char *text, size_t bytes, const char *where, Error *e) {
+    if (!within_limits(text, bytes, where, e)) return NULL;
+    json_error_t problem;
+    json_t *j = parse(text, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &problem, where, e);
+    if (!j && e->code == EXIT_DONE && json_error_code(&problem) == json_error_numeric_overflow) j = read_tamed(text, bytes, &problem, where, e);
+    if (j || e->code != EXIT_DONE) return j;
+    size_t column;
+    const char *word = word_of_no_json(text, bytes, &column);
+    if (word)
+        fail(e, EXIT_DATA, "%s is not JSON; %s, column %zu; write null there (Python: allow_nan=False finds it)", word,
+             where, column);
+    else
+        not_json(&problem, where, e);
+    return NULL;
 }
 
 /* ---- Writing ---------------------------------------------------------------------------------- */

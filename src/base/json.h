@@ -1,6 +1,6 @@
 /* JSON read with limits, through jansson. Everything read from a file is hostile: size, depth (64) and the number of
  * values (8 million) are checked before parsing, duplicate keys and NUL characters are refused, and every refusal is a
- * sentence with file, line and column. Integers must fit int64. */
+ * sentence with file, line and column. Integers must fit int64, except in a record. */
 #ifndef MOP_JSON_H
 #define MOP_JSON_H
 
@@ -17,6 +17,9 @@ json_t *json_read_text(const char *text, size_t bytes, const char *where, Error 
 bool json_check_text(const char *text, size_t bytes, const char *where, Error *e);
 /* As it is written to files, with a newline at its end; the caller frees. NULL: EXIT_MEMORY. */
 char *json_print(const json_t *j, size_t *bytes, const char *where, Error *e);
+/* One object of a data set, of which most members are not read: a number too large for 64 bits is its nearest double, and
+ * strings may hold NUL characters (json_string_length). */
+json_t *json_read_record(const char *text, size_t bytes, const char *where, Error *e);
 /* Writes to `path` through a temporary file and rename (file_write): readers see the old file or the new one. */
 bool json_write_file(const json_t *j, const char *path, Error *e);
 

@@ -45,7 +45,7 @@ const Option options[] = {
     {"data.path", LIST(data_path), .initial = "", .contents = true,
      .help = "text, JSONL or token files, or directories of them: one path or a list"},
     {"data.tokenizer", TEXT(data_tokenizer), .initial = "", .contents = true,
-     .help = "a tokenizer.json; \"\": the one beside the model, else bytes"},
+     .help = "a tokenizer.json; bytes: built in; none: data is made of ids; \"\": the model's, else bytes if they fit"},
 
     {"train.steps", INTEGER(train_steps, 1, MANY, "steps"), .initial = "100",
      .help = "optimizer steps in all; the schedule ends here, also when a resumed run changes it"},

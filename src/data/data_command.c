@@ -6,7 +6,7 @@
 #include <string.h>
 
 static const char *usage =
-    "mop data IN... --out FILE.tokens [--tokenizer tokenizer.json], or mop data --show FILE.tokens";
+    "mop data IN... --out FILE.tokens [--tokenizer tokenizer.json|bytes|none], or mop data --show FILE.tokens";
 
 typedef struct {
     const char **inputs; /* ends with NULL */
@@ -75,11 +75,16 @@ static bool show(const char *path, Error *e) {
     return whole;
 }
 
+/* Without a model bytes are what text is read as; the answer says so. */
 static bool make(const Arguments *a, Error *e) {
-    Tokenizer *tokenizer = tokenizer_open(a->tokenizer, e);
-    bool made = tokenizer && tokens_prepare(a->inputs, tokenizer, a->out, e);
+    DataNotes notes = {""};
+    Tokenizer *tokenizer = tokenizer_choose(a->tokenizer && *a->tokenizer ? a->tokenizer : "bytes", "", 0, e);
+    bool made = tokenizer && tokens_prepare(a->inputs, tokenizer, a->out, &notes, e);
+    if (made && *notes.text) fprintf(stderr, "mop: data: %s\n", notes.text);
+    made = made && show(a->out, e);
+    if (made) printf("  %-15s%s\n", "tokenizer", tokenizer_shown(tokenizer).text);
     tokenizer_close(tokenizer);
-    return made && show(a->out, e);
+    return made;
 }
 
 int data_command(int argc, char **argv) {

@@ -1,58 +1,32 @@
-/* Files into documents. A plain file is one document of UTF-8 text, read a megabyte at a time: byte-level
- * ids do not care where text is cut, and only whole characters are handed on. A .jsonl file is one document
- * a line. What cannot be meant as text is refused rather than trained on: other encodings, archives and
- * Parquet (not UTF-8), .json, padded token lists. */
+/* Files into documents. A text file is one document, read a megabyte at a time: byte-level ids do not care where text is
+ * cut, and only whole characters are handed on. JSON lines are one document a line. What cannot be meant as text is
+ * refused rather than trained on: other encodings, NUL bytes, and what formats.c knows. */
 #define _POSIX_C_SOURCE 200809L
 #include "data/documents.h"
-#include "base/json.h"
-#include "data/token_file.h"
-#include <dirent.h>
+#include "data/record.h"
+#include "data/sources.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-enum { CHUNK = 1 << 20, LINE_LIMIT = 64 << 20, IGNORED = -100 };
-
-typedef struct {
-    char *path;
-    bool lines; /* JSONL */
-} Source;
+enum { CHUNK = 1 << 20, LINE_LIMIT = 64 << 20 };
 
 struct Documents {
     const Tokenizer *tokenizer;
-    Source *sources; /* [count] */
-    size_t count, room;
+    Sources sources;
     size_t next;    /* the source after the open one */
     int fd;         /* the open source, or -1 */
+    Format format;  /* of it */
     bool at_end;    /* nothing more to read from fd */
-    int64_t line;   /* of the open JSONL source, from 1 */
-    int64_t offset; /* bytes of the open text source handed on */
+    int64_t line;   /* of open JSON lines, from 1 */
+    int64_t offset; /* bytes of the open text handed on */
     char *buffer;   /* [begin, end) is read and not yet handed on */
     size_t begin, end, buffer_room;
-    int32_t *ids, *labels; /* [ids_room] */
-    size_t ids_room;
+    Ids ids;
 };
-
-/* ---- The list of files ------------------------------------------------------------------------ */
-
-bool has_suffix(const char *path, const char *suffix) {
-    size_t n = strlen(path), m = strlen(suffix);
-    return n >= m && strcmp(path + n - m, suffix) == 0;
-}
-
-bool is_token_file(const char *path) {
-    char magic[sizeof(TOKEN_MAGIC) - 1];
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) return false;
-    bool same =
-        pread(fd, magic, sizeof magic, 0) == (ssize_t)sizeof magic && memcmp(magic, TOKEN_MAGIC, sizeof magic) == 0;
-    close(fd);
-    return same;
-}
 
 static bool no_memory(const char *where, Error *e) {
     return fail(e, EXIT_MEMORY, "out of memory while reading data; %s; free some memory", where);
@@ -60,95 +34,11 @@ static bool no_memory(const char *where, Error *e) {
 
 static bool cannot_read(const char *path, Error *e) {
     bool missing = errno == ENOENT || errno == ENOTDIR;
-    return fail(e, missing ? EXIT_DATA : EXIT_IO,
-                "cannot read: %s; %s; check the path and its rights (relative ones start at the current directory)",
-                strerror(errno), path);
+    return fail(e, missing ? EXIT_DATA : EXIT_IO, "cannot read: %s; %s; check the path and its rights", strerror(errno),
+                path);
 }
 
-/* Takes `path`. */
-static bool add_source(Documents *d, char *path, Error *e) {
-    if (d->count == d->room) {
-        size_t room = d->room ? 2 * d->room : 16;
-        Source *larger = realloc(d->sources, room * sizeof *larger);
-        if (!larger) {
-            no_memory(path, e);
-            free(path);
-            return false;
-        }
-        d->sources = larger;
-        d->room = room;
-    }
-    d->sources[d->count++] = (Source){path, has_suffix(path, ".jsonl")};
-    if (has_suffix(path, ".json")) {
-        return fail(e, EXIT_DATA,
-                    "a .json file is neither text nor JSONL; %s; one document a line, and the name .jsonl", path);
-    }
-    if (has_suffix(path, ".tokens") || is_token_file(path)) {
-        return fail(e, EXIT_DATA,
-                    "a token file cannot be joined with other data; %s; name it alone, or the files it was made of",
-                    path);
-    }
-    return true;
-}
-
-static bool is_directory(const char *path, bool *yes, Error *e) {
-    struct stat s;
-    if (stat(path, &s) != 0) return cannot_read(path, e);
-    *yes = S_ISDIR(s.st_mode);
-    return true;
-}
-
-static int is_visible(const struct dirent *entry) {
-    return entry->d_name[0] != '.';
-}
-
-/* Bytes, not the user's language, decide the order of documents. */
-static int by_name(const struct dirent **a, const struct dirent **b) {
-    return strcmp((*a)->d_name, (*b)->d_name);
-}
-
-static bool add_member(Documents *d, const char *directory, const char *name, Error *e) {
-    size_t bytes = strlen(directory) + strlen(name) + 2;
-    char *path = malloc(bytes);
-    if (!path) return no_memory(directory, e);
-    snprintf(path, bytes, "%s%s%s", directory, has_suffix(directory, "/") ? "" : "/", name);
-    bool nested = false;
-    if (!is_directory(path, &nested, e)) {
-        free(path);
-        return false;
-    }
-    if (nested) {
-        fail(e, EXIT_DATA, "a directory within a data directory; %s; name such directories one by one", path);
-        free(path);
-        return false;
-    }
-    return add_source(d, path, e);
-}
-
-static bool add_directory(Documents *d, const char *directory, Error *e) {
-    struct dirent **entries;
-    int count = scandir(directory, &entries, is_visible, by_name);
-    if (count < 0) return cannot_read(directory, e);
-    bool added = true;
-    for (int i = 0; i < count; i++) {
-        added = added && add_member(d, directory, entries[i]->d_name, e);
-        free(entries[i]);
-    }
-    free(entries);
-    if (count == 0)
-        return fail(e, EXIT_DATA, "no files in the directory; %s; put text or .jsonl files there", directory);
-    return added;
-}
-
-static bool add_path(Documents *d, const char *path, Error *e) {
-    bool directory = false;
-    if (!is_directory(path, &directory, e)) return false;
-    if (directory) return add_directory(d, path, e);
-    char *copy = strdup(path);
-    return copy ? add_source(d, copy, e) : no_memory(path, e);
-}
-
-Documents *documents_open(const char *const *paths, const Tokenizer *t, Error *e) {
+Documents *documents_open(const char *const *paths, const Tokenizer *t, DataNotes *notes, Error *e) {
     Documents *d = calloc(1, sizeof *d);
     if (!d) {
         no_memory("data", e);
@@ -156,12 +46,8 @@ Documents *documents_open(const char *const *paths, const Tokenizer *t, Error *e
     }
     d->tokenizer = t;
     d->fd = -1;
-    bool found = true;
-    for (const char *const *path = paths; found && *path; path++) found = add_path(d, *path, e);
-    if (found && d->count == 0) {
-        found = fail(e, EXIT_USAGE,
-                     "no data is named; data.path; give a text file, a .jsonl file, a directory or a token file");
-    }
+    bool found = sources_find(&d->sources, paths, e);
+    *notes = d->sources.notes;
     if (found) return d;
     documents_close(d);
     return NULL;
@@ -169,27 +55,14 @@ Documents *documents_open(const char *const *paths, const Tokenizer *t, Error *e
 
 void documents_close(Documents *d) {
     if (!d) return;
-    for (size_t i = 0; i < d->count; i++) free(d->sources[i].path);
     if (d->fd >= 0) close(d->fd);
-    free(d->sources);
+    sources_close(&d->sources);
+    ids_free(&d->ids);
     free(d->buffer);
-    free(d->ids);
-    free(d->labels);
     free(d);
 }
 
-/* ---- Buffers ---------------------------------------------------------------------------------- */
-
-/* Room for `count` ids and as many labels. */
-static bool reserve_ids(Documents *d, size_t count, const char *where, Error *e) {
-    if (count <= d->ids_room) return true;
-    free(d->ids);
-    free(d->labels);
-    d->ids = malloc(count * sizeof *d->ids);
-    d->labels = malloc(count * sizeof *d->labels);
-    d->ids_room = d->ids && d->labels ? count : 0;
-    return d->ids_room > 0 || no_memory(where, e);
-}
+/* ---- Reading ---------------------------------------------------------------------------------- */
 
 /* Reads once more behind what is buffered, making room first: by moving to the front, or else by growing. */
 static bool read_more(Documents *d, const char *path, Error *e) {
@@ -231,24 +104,30 @@ static size_t valid_utf8(const char *text, size_t bytes) {
 /* The next megabyte of the open text; the part at the end of the file is empty. A character that the end of
  * the buffer cuts (at most three bytes of it) waits for the next read. */
 static bool next_text(Documents *d, const char *path, Part *part, Error *e) {
-    if (!d->tokenizer) return fail(e, EXIT_USAGE, "text needs a tokenizer; %s; give one, or the built-in bytes", path);
-    if (!read_more(d, path, e)) return false;
+    if (!tokenizer_ready(d->tokenizer, path, e) || !read_more(d, path, e)) return false;
     size_t bytes = valid_utf8(d->buffer, d->end);
     size_t left = d->end - bytes;
+    const char *nul = memchr(d->buffer, 0, bytes);
+    if (nul) {
+        return fail(e, EXIT_DATA,
+                    "byte %lld is NUL, which no text has; %s; convert UTF-16 (iconv -t utf-8), leave binary files out, "
+                    "or write \\u0000 in JSON lines if it is meant",
+                    (long long)(d->offset + (nul - d->buffer)), path);
+    }
     if (left > 3 || (left > 0 && d->at_end)) {
         return fail(e, EXIT_DATA,
                     "not UTF-8 text at byte %lld; %s; convert it (iconv -t utf-8), or name JSON lines .jsonl",
                     (long long)(d->offset + (int64_t)bytes), path);
     }
-    if (!reserve_ids(d, max64((int64_t)bytes, CHUNK), path, e)) return false;
-    int64_t count = tokenizer_encode(d->tokenizer, d->buffer, bytes, d->ids);
+    if (!ids_reserve(&d->ids, (size_t)max64((int64_t)bytes, CHUNK), path, e)) return false;
+    int64_t count = tokenizer_encode(d->tokenizer, d->buffer, bytes, d->ids.ids);
     d->begin = bytes;
     d->offset += (int64_t)bytes;
-    *part = (Part){.ids = d->ids, .count = count, .text_bytes = (int64_t)bytes, .ends = d->at_end};
+    *part = (Part){.ids = d->ids.ids, .count = count, .text_bytes = (int64_t)bytes, .ends = d->at_end};
     return true;
 }
 
-/* ---- JSONL ------------------------------------------------------------------------------------ */
+/* ---- JSON lines ------------------------------------------------------------------------------------ */
 
 /* The next line, without its newline; *line NULL at the end of the file. It lives until the next read. */
 static bool next_line(Documents *d, const char *path, const char **line, size_t *bytes, Error *e) {
@@ -279,94 +158,7 @@ static bool is_blank(const char *line, size_t bytes) {
     return true;
 }
 
-/* One list of integers: in [0, TOKEN_LARGEST], or -100 where that is allowed, which becomes -1. */
-static bool read_list(const json_t *list, const char *key, bool may_ignore, int32_t *out, const char *where, Error *e) {
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        const json_t *value = json_array_get(list, i);
-        int64_t id = json_is_integer(value) ? json_integer_value(value) : -1;
-        bool ignored = may_ignore && id == IGNORED;
-        if (!ignored && (id < 0 || id > TOKEN_LARGEST)) {
-            char *shown = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
-            fail(e, EXIT_DATA, "\"%s\"[%zu] is %s, an integer from 0 to %d%s is expected; %s; correct the line", key, i,
-                 shown ? text_shown(shown).text : "?", TOKEN_LARGEST, may_ignore ? ", or -100," : "", where);
-            free(shown);
-            return false;
-        }
-        out[i] = ignored ? -1 : (int32_t)id;
-    }
-    return true;
-}
-
-/* An optional list as long as `ids`: NULL when missing. */
-static bool companion(const json_t *object, const char *key, const json_t *ids, const json_t **out, const char *where,
-                      Error *e) {
-    *out = json_object_get(object, key);
-    if (json_is_null(*out)) *out = NULL;
-    if (!*out) return true;
-    if (!json_is_array(*out)) return fail(e, EXIT_DATA, "\"%s\" is not a list; %s; correct the line", key, where);
-    if (json_array_size(*out) != json_array_size(ids)) {
-        return fail(e, EXIT_DATA, "%zu input_ids but %zu in \"%s\"; %s; make them equally many", json_array_size(ids),
-                    json_array_size(*out), key, where);
-    }
-    return true;
-}
-
-/* Padding that the mask hides would be trained here. */
-static bool nothing_masked(const json_t *mask, const char *where, Error *e) {
-    for (size_t i = 0; i < json_array_size(mask); i++) {
-        if (json_integer_value(json_array_get(mask, i)) == 1) continue;
-        return fail(e, EXIT_DATA, "\"attention_mask\"[%zu] is not 1; %s; leave padding out of input_ids", i, where);
-    }
-    return true;
-}
-
-static bool ids_of_line(Documents *d, const json_t *object, const json_t *ids, Part *part, const char *where,
-                        Error *e) {
-    const json_t *labels, *mask;
-    if (!json_is_array(ids)) return fail(e, EXIT_DATA, "\"input_ids\" is not a list; %s; correct the line", where);
-    if (!companion(object, "labels", ids, &labels, where, e) ||
-        !companion(object, "attention_mask", ids, &mask, where, e)) {
-        return false;
-    }
-    if (!reserve_ids(d, json_array_size(ids), where, e) || !read_list(ids, "input_ids", false, d->ids, where, e) ||
-        !read_list(labels, "labels", true, d->labels, where, e) || !nothing_masked(mask, where, e)) {
-        return false;
-    }
-    *part = (Part){d->ids, labels ? d->labels : NULL, (int64_t)json_array_size(ids), -1, true};
-    return true;
-}
-
-static bool text_of_line(Documents *d, const json_t *text, Part *part, const char *where, Error *e) {
-    if (!json_is_string(text)) return fail(e, EXIT_DATA, "\"text\" is not a string; %s; correct the line", where);
-    if (!d->tokenizer) return fail(e, EXIT_USAGE, "text needs a tokenizer; %s; give one, or the built-in bytes", where);
-    size_t bytes = json_string_length(text);
-    if (!reserve_ids(d, bytes, where, e)) return false;
-    int64_t count = tokenizer_encode(d->tokenizer, json_string_value(text), bytes, d->ids);
-    *part = (Part){.ids = d->ids, .count = count, .text_bytes = (int64_t)bytes, .ends = true};
-    return true;
-}
-
-static bool document_of(Documents *d, const json_t *object, Part *part, const char *where, Error *e) {
-    static const char *expected = "{\"text\": ...} or {\"input_ids\": [...]}";
-    if (!json_is_object(object)) {
-        return fail(e, EXIT_DATA, "the line is not an object; %s; %s is expected", where, expected);
-    }
-    const json_t *text = json_object_get(object, "text"), *ids = json_object_get(object, "input_ids");
-    if (!text && !ids) {
-        return fail(e, EXIT_DATA, "the line has neither \"text\" nor \"input_ids\"; %s; %s is expected", where,
-                    expected);
-    }
-    if (text && ids) {
-        return fail(e, EXIT_DATA, "the line has both \"text\" and \"input_ids\"; %s; keep the one to train on", where);
-    }
-    if (ids) return ids_of_line(d, object, ids, part, where, e);
-    if (json_object_get(object, "labels")) {
-        return fail(e, EXIT_DATA, "\"labels\" belong to \"input_ids\", this line has \"text\"; %s; remove them", where);
-    }
-    return text_of_line(d, text, part, where, e);
-}
-
-/* The next document of the open JSONL file; *any is false at its end. Blank lines are none. */
+/* The next document of the open JSON lines; *any is false at its end. Blank lines are none. */
 static bool next_document(Documents *d, const char *path, Part *part, bool *any, Error *e) {
     const char *line = NULL;
     size_t bytes = 0;
@@ -375,25 +167,30 @@ static bool next_document(Documents *d, const char *path, Part *part, bool *any,
         *any = line != NULL;
     } while (line && is_blank(line, bytes));
     if (!line) return true;
-    char where[512];
-    snprintf(where, sizeof where, "%.480s:%lld", path, (long long)d->line);
-    json_t *object = json_read_text(line, bytes, where, e);
-    bool read = object && document_of(d, object, part, where, e);
-    json_decref(object);
-    return read;
+    char where[600];
+    snprintf(where, sizeof where, "%.480s:%lld%s", path, (long long)d->line,
+             d->format.guessed ? " (read as JSON lines, for the file begins with an object)" : "");
+    return record_read(line, bytes, d->tokenizer, &d->ids, part, where, e);
 }
 
 /* ---- One after the other ---------------------------------------------------------------------- */
 
+/* The kind is asked again of what is really read: a pipe has no beginning that can be looked at before. */
 static bool open_next(Documents *d, Error *e) {
-    const char *path = d->sources[d->next].path;
+    const char *path = d->sources.path[d->next];
     d->fd = open(path, O_RDONLY | O_CLOEXEC);
     if (d->fd < 0) return cannot_read(path, e);
     d->next++;
     d->at_end = false;
     d->begin = d->end = 0;
-    d->line = d->offset = 0;
-    return true;
+    d->line = 0;
+    while (!d->at_end && d->end < FORMAT_BYTES) {
+        if (!read_more(d, path, e)) return false;
+    }
+    d->format = format_of(path, d->buffer, d->end);
+    d->begin = d->format.mark;
+    d->offset = (int64_t)d->format.mark;
+    return format_is_readable(&d->format, path, e);
 }
 
 static void close_current(Documents *d) {
@@ -402,16 +199,16 @@ static void close_current(Documents *d) {
 }
 
 bool documents_next(Documents *d, Part *part, Error *e) {
-    while (d->fd >= 0 || d->next < d->count) {
+    while (d->fd >= 0 || d->next < d->sources.count) {
         if (d->fd < 0 && !open_next(d, e)) return false;
-        const Source *source = &d->sources[d->next - 1];
-        if (!source->lines) {
-            bool read = next_text(d, source->path, part, e);
+        const char *path = d->sources.path[d->next - 1];
+        if (d->format.kind == FORMAT_TEXT) {
+            bool read = next_text(d, path, part, e);
             if (read && part->ends) close_current(d);
             return read;
         }
         bool any;
-        if (!next_document(d, source->path, part, &any, e)) return false;
+        if (!next_document(d, path, part, &any, e)) return false;
         if (any) return true;
         close_current(d);
     }

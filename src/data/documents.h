@@ -16,13 +16,9 @@ typedef struct {
     bool ends;
 } Part;
 
-/* Finds every file before any is read. */
-Documents *documents_open(const char *const *paths, const Tokenizer *t, Error *e);
+/* Finds every file before any is read; `notes` says what was left out. */
+Documents *documents_open(const char *const *paths, const Tokenizer *t, DataNotes *notes, Error *e);
 bool documents_next(Documents *d, Part *part, Error *e); /* false: no more, or a failure if e says so */
 void documents_close(Documents *d);
-
-/* Whether the file at `path` begins like a token file; false too when it cannot be read. */
-bool is_token_file(const char *path);
-bool has_suffix(const char *path, const char *suffix);
 
 #endif

@@ -10,6 +10,7 @@
 #include "data/prepare.h"
 #include "base/file.h"
 #include "data/documents.h"
+#include "data/sources.h"
 #include "data/token_file.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -257,8 +258,8 @@ static bool write_documents(Writer *w, Documents *d, Error *e) {
 }
 
 /* Writes everything behind `paths` into the writer's file. */
-static bool write_tokens(Writer *w, const char *const *paths, const Tokenizer *t, Error *e) {
-    Documents *d = documents_open(paths, t, e);
+static bool write_tokens(Writer *w, const char *const *paths, const Tokenizer *t, DataNotes *notes, Error *e) {
+    Documents *d = documents_open(paths, t, notes, e);
     bool written = d && write_documents(w, d, e);
     documents_close(d);
     if (written && w->header.tokens == 0) {
@@ -274,11 +275,11 @@ static bool write_tokens(Writer *w, const char *const *paths, const Tokenizer *t
     return written;
 }
 
-int tokens_prepare_unnamed(const char *const *paths, const Tokenizer *t, Error *e) {
+int tokens_prepare_unnamed(const char *const *paths, const Tokenizer *t, DataNotes *notes, Error *e) {
     Writer w = {.place = "/var/tmp",
                 .beside = "/var/tmp/mop-tokens",
                 .hint = "free space there, or use `mop data` and its token file"};
-    bool written = write_tokens(&w, paths, t, e);
+    bool written = write_tokens(&w, paths, t, notes, e);
     int fd = written ? fcntl(fileno(w.spool[SECTION_IDS].file), F_DUPFD_CLOEXEC, 0) : -1;
     if (written && fd < 0) cannot_write(&w, e);
     writer_close(&w);
@@ -328,13 +329,13 @@ static bool put_in_place(Writer *w, const char *out, Error *e) {
     return sync_directory_of(out) || cannot_write(w, e);
 }
 
-bool tokens_prepare(const char *const *paths, const Tokenizer *t, const char *out, Error *e) {
+bool tokens_prepare(const char *const *paths, const Tokenizer *t, const char *out, DataNotes *notes, Error *e) {
     if (!may_replace(out, e)) return false;
     Writer w = {.place = out,
                 .beside = hidden_beside(out),
                 .named = true,
                 .hint = "check the directory, its rights and the space left"};
-    bool done = w.beside ? write_tokens(&w, paths, t, e) && put_in_place(&w, out, e) : no_memory(&w, e);
+    bool done = w.beside ? write_tokens(&w, paths, t, notes, e) && put_in_place(&w, out, e) : no_memory(&w, e);
     writer_close(&w);
     free((char *)w.beside);
     return done;

@@ -6,6 +6,6 @@
 
 /* A token file without a name, open for reading; the caller closes the descriptor, and then it is gone. -1
  * after a failure. */
-int tokens_prepare_unnamed(const char *const *paths, const Tokenizer *t, Error *e);
+int tokens_prepare_unnamed(const char *const *paths, const Tokenizer *t, DataNotes *notes, Error *e);
 
 #endif

@@ -3,12 +3,13 @@
  * It is kept as the tokenizer.json that `transformers` reads: a BPE model without merges over the 256
  * symbols of GPT-2's byte alphabet, in which a byte that prints is itself and the 68 others are the
  * characters from U+0100 on. The built-in vocabulary is such a file made in memory, and goes through the
- * same reading as one from the disk. Files with merges are refused: whoever has them needs real BPE, and
- * byte ids would be plausible and wrong. */
+ * same reading as one from the disk. Files with merges are not usable: whoever has them needs real BPE, and
+ * byte ids would be plausible and wrong. Files are kept as the bytes that were read, and written so. */
 #define _POSIX_C_SOURCE 200809L
+#include "data/tokenizer.h"
 #include "base/file.h"
 #include "base/json.h"
-#include "data/data.h"
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,19 +24,28 @@ typedef struct {
     const char *text; /* borrowed from `byte` or `file` of the tokenizer */
 } Symbol;
 
+/* A file as it is; nothing in tokenizer_config.json matters here, and jansson has no room for its customary
+ * model_max_length of 10^30. */
+typedef struct {
+    char *text; /* NULL: there is none */
+    size_t bytes;
+} Kept;
+
 struct Tokenizer {
-    char *path; /* NULL: built in */
+    char *path; /* NULL: the built-in one, or none */
     int32_t id_of_byte[BYTES];
     char byte[BYTES];
     Symbol *symbols; /* [count], by id */
     size_t count;
-    json_t *file; /* tokenizer.json */
-    char *config; /* tokenizer_config.json as it is: nothing in it matters here, and jansson has no room for its
-                     customary model_max_length of 10^30 */
-    size_t config_bytes;
+    bool understood; /* the file is of a kind that text can be tokenised with */
+    json_t *json; /* tokenizer.json */
+    Kept file, config;
+    Error unusable; /* why text cannot be tokenised, though it may be understood; code 0: it can */
 };
 
-static const char *advice = "use a byte-level tokenizer.json, or none for the built-in bytes";
+static const char *advice =
+    "give data as {\"input_ids\": [...]} that Python's tokenizers made, or set data.tokenizer to "
+    "a byte-level tokenizer.json or to bytes";
 
 /* ---- GPT-2's byte alphabet -------------------------------------------------------------------- */
 
@@ -208,9 +218,9 @@ static int by_id(const void *a, const void *b) {
 }
 
 static bool read_file(Tokenizer *t, const char *where, Error *e) {
-    if (!only_bytes_decide(t->file, where, e)) return false;
-    json_t *vocabulary = json_object_get(json_object_get(t->file, "model"), "vocab");
-    const json_t *added = json_object_get(t->file, "added_tokens");
+    if (!only_bytes_decide(t->json, where, e)) return false;
+    json_t *vocabulary = json_object_get(json_object_get(t->json, "model"), "vocab");
+    const json_t *added = json_object_get(t->json, "added_tokens");
     if (!json_is_object(vocabulary))
         return fail(e, EXIT_DATA, "the tokenizer has no vocabulary; %s; %s", where, advice);
     t->symbols = calloc(json_object_size(vocabulary) + json_array_size(added) + 1, sizeof *t->symbols);
@@ -241,22 +251,34 @@ static char *path_in(const char *path, size_t directory, const char *name, Error
 
 /* The tokenizer_config.json beside a tokenizer.json: it may hold a chat template and the names of special
  * tokens. */
-static bool read_config(Tokenizer *t, const char *path, Error *e) {
-    const char *slash = path ? strrchr(path, '/') : NULL;
-    char *beside = slash ? path_in(path, (size_t)(slash - path), config_name, e) : strdup(config_name);
-    bool there = false;
-    if (!beside || (path && !file_exists(beside, &there, e))) {
-        free(beside);
-        return false;
-    }
-    if (there) {
-        t->config = file_read(beside, file_limit, &t->config_bytes, e);
-    } else {
-        t->config = strdup(built_in_config);
-        t->config_bytes = strlen(built_in_config);
-    }
+static bool keep_config(Tokenizer *t, Error *e) {
+    const char *slash = strrchr(t->path, '/');
+    char *beside = slash ? path_in(t->path, (size_t)(slash - t->path), config_name, e) : strdup(config_name);
+    bool there = false, done = beside && file_exists(beside, &there, e);
+    if (there) t->config.text = file_read(beside, file_limit, &t->config.bytes, e);
+    done = done && (!there || t->config.text);
     free(beside);
-    return t->config != NULL;
+    return done;
+}
+
+static bool keep_built_in(Tokenizer *t, Error *e) {
+    t->json = built_in_file();
+    t->file.text = json_print(t->json, &t->file.bytes, "the built-in tokenizer", e);
+    return t->file.text != NULL;
+}
+
+static bool keep_file(Tokenizer *t, Error *e) {
+    t->file.text = file_read(t->path, file_limit, &t->file.bytes, e);
+    if (t->file.text) t->json = json_read_text(t->file.text, t->file.bytes, t->path, e);
+    return t->json && keep_config(t, e);
+}
+
+/* Where a file has no tokenizer_config.json beside it, `transformers` gets what suits bytes. */
+static bool suit_bytes(Tokenizer *t) {
+    if (t->config.text) return true;
+    t->config.text = strdup(built_in_config);
+    t->config.bytes = strlen(built_in_config);
+    return t->config.text != NULL;
 }
 
 Tokenizer *tokenizer_open(const char *path, Error *e) {
@@ -264,34 +286,74 @@ Tokenizer *tokenizer_open(const char *path, Error *e) {
     const char *where = path ? path : "the built-in tokenizer";
     Tokenizer *t = calloc(1, sizeof *t);
     if (t && path) t->path = strdup(path);
-    if (t && (t->path || !path)) t->file = path ? json_read_file(path, file_limit, e) : built_in_file();
-    if (t && t->file && read_file(t, where, e) && read_config(t, path, e)) return t;
+    bool kept = t && (path ? t->path && keep_file(t, e) : keep_built_in(t, e));
+    if (kept) t->understood = read_file(t, where, &t->unusable);
+    if (kept && (t->understood ? suit_bytes(t) : t->unusable.code != EXIT_MEMORY)) return t;
     fail(e, EXIT_MEMORY, "out of memory; %s; free some memory", where); /* unless something else has failed before */
     tokenizer_close(t);
     return NULL;
 }
 
+Tokenizer *tokenizer_none(Error *e) {
+    Tokenizer *t = calloc(1, sizeof *t);
+    if (!t) fail(e, EXIT_MEMORY, "out of memory; the tokenizer; free some memory");
+    return t;
+}
+
+void tokenizer_refuse(Tokenizer *t, ExitCode code, const char *format, ...) {
+    char why[sizeof t->unusable.text];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(why, sizeof why, format, args);
+    va_end(args);
+    if (t->unusable.code == EXIT_DONE) fail(&t->unusable, code, "%s", why);
+}
+
 void tokenizer_close(Tokenizer *t) {
     if (!t) return;
-    free(t->path);
-    json_decref(t->file);
-    free(t->config);
+    json_decref(t->json);
+    free(t->file.text);
+    free(t->config.text);
     free(t->symbols);
+    free(t->path);
     free(t);
 }
 
 /* ---- Use -------------------------------------------------------------------------------------- */
 
+static bool is_ready(const Tokenizer *t) {
+    return t && t->unusable.code == EXIT_DONE;
+}
+
+bool tokenizer_ready(const Tokenizer *t, const char *what, Error *e) {
+    if (is_ready(t)) return true;
+    if (!t) return fail(e, EXIT_USAGE, "text needs a tokenizer; %s; give one, or the built-in bytes", what);
+    return fail(e, t->unusable.code, "text needs a tokenizer (%s), and %s", what, t->unusable.text);
+}
+
 int64_t tokenizer_vocabulary(const Tokenizer *t) {
-    return (int64_t)t->symbols[t->count - 1].id + 1;
+    return is_ready(t) ? (int64_t)t->symbols[t->count - 1].id + 1 : 0;
+}
+
+TokenizerShown tokenizer_shown(const Tokenizer *t) {
+    TokenizerShown shown = {"none"};
+    if (is_ready(t))
+        snprintf(shown.text, sizeof shown.text, "%.300s (%lld ids)", t->path ? t->path : "bytes",
+                 (long long)tokenizer_vocabulary(t));
+    else if (t && t->path)
+        snprintf(shown.text, sizeof shown.text, "%.200s, not usable for text: %.*s", t->path,
+                 (int)strcspn(t->unusable.text, ";"), t->unusable.text);
+    return shown;
 }
 
 int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t bytes, int32_t *ids) {
+    MUST(is_ready(t));
     for (size_t i = 0; i < bytes; i++) ids[i] = t->id_of_byte[(unsigned char)text[i]];
     return (int64_t)bytes;
 }
 
 uint64_t tokenizer_hash(const Tokenizer *t) {
+    if (!t->understood) return t->file.text ? hash_more(HASH_START, t->file.text, t->file.bytes) : HASH_START;
     uint64_t hash = hash_more(HASH_START, t->id_of_byte, sizeof t->id_of_byte);
     for (size_t i = 0; i < t->count; i++) {
         const Symbol *s = &t->symbols[i];
@@ -304,39 +366,45 @@ uint64_t tokenizer_hash(const Tokenizer *t) {
 
 const char *tokenizer_decode(const Tokenizer *t, int32_t id, size_t *bytes) {
     const Symbol wanted = {.id = id};
-    const Symbol *symbol = bsearch(&wanted, t->symbols, t->count, sizeof *t->symbols, by_id);
+    const Symbol *symbol = is_ready(t) ? bsearch(&wanted, t->symbols, t->count, sizeof *t->symbols, by_id) : NULL;
     *bytes = symbol ? symbol->bytes : 0;
     return symbol ? symbol->text : "";
 }
 
 bool tokenizer_built_in(const Tokenizer *t) {
-    return !t->path;
+    return !t->path && t->json;
 }
 
 const char *tokenizer_path(const Tokenizer *t) {
     return t->path;
 }
 
-char *tokenizer_text(const Tokenizer *t, size_t *bytes, Error *e) {
-    return json_print(t->file, bytes, file_name, e);
-}
-
-char *tokenizer_config_text(const Tokenizer *t, size_t *bytes, Error *e) {
-    char *text = malloc(t->config_bytes + 1);
+static char *copy_of(const Kept *k, const char *name, size_t *bytes, Error *e) {
+    char *text = malloc(k->bytes + 1);
     if (text)
-        memcpy(text, t->config, t->config_bytes);
+        memcpy(text, k->text, k->bytes);
     else
-        fail(e, EXIT_MEMORY, "out of memory; %s; free some memory", config_name);
-    *bytes = t->config_bytes;
+        fail(e, EXIT_MEMORY, "out of memory; %s; free some memory", name);
+    *bytes = k->bytes;
     return text;
 }
 
-bool tokenizer_write(const Tokenizer *t, const char *directory, Error *e) {
-    char *file = path_in(directory, strlen(directory), file_name, e);
-    char *config = path_in(directory, strlen(directory), config_name, e);
-    bool done =
-        file && config && json_write_file(t->file, file, e) && file_write(config, t->config, t->config_bytes, e);
-    free(file);
-    free(config);
+char *tokenizer_text(const Tokenizer *t, size_t *bytes, Error *e) {
+    return copy_of(&t->file, file_name, bytes, e);
+}
+
+char *tokenizer_config_text(const Tokenizer *t, size_t *bytes, Error *e) {
+    return copy_of(&t->config, config_name, bytes, e);
+}
+
+static bool write_kept(const Kept *k, const char *directory, const char *name, Error *e) {
+    if (!k->text) return true;
+    char *path = path_in(directory, strlen(directory), name, e);
+    bool done = path && file_write(path, k->text, k->bytes, e);
+    free(path);
     return done;
+}
+
+bool tokenizer_write(const Tokenizer *t, const char *directory, Error *e) {
+    return write_kept(&t->file, directory, file_name, e) && write_kept(&t->config, directory, config_name, e);
 }

@@ -4,8 +4,8 @@
  * and batches check each id that they hand out. */
 #define _POSIX_C_SOURCE 200809L
 #include "data/tokens.h"
-#include "data/documents.h"
 #include "data/prepare.h"
+#include "data/sources.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -113,6 +113,7 @@ static bool verify_values(const Tokens *t, Error *e) {
         for (int64_t i = begin; i < end; i++) {
             int32_t id = token_id(t, i), label = token_label(t, i);
             if (id < 0) return damaged(t, "an id is not one", e);
+            if (label < -1) return damaged(t, "a label is not one", e);
             vocabulary = max64(vocabulary, 1 + max64(id, label));
             trained += label >= 0 && i > begin;
         }
@@ -198,9 +199,11 @@ static Tokens *open_named(const char *path, Error *e) {
 Tokens *tokens_open(const char *const *paths, const Tokenizer *t, Error *e) {
     bool alone = paths[0] && !paths[1];
     if (alone && (has_suffix(paths[0], ".tokens") || is_token_file(paths[0]))) return open_named(paths[0], e);
-    int fd = tokens_prepare_unnamed(paths, t, e);
+    DataNotes notes;
+    int fd = tokens_prepare_unnamed(paths, t, &notes, e);
     if (fd < 0) return NULL;
     Tokens *tokens = tokens_open_fd(fd, paths[0], e);
+    if (tokens) tokens->notes = notes;
     close(fd);
     return tokens;
 }
@@ -232,4 +235,26 @@ TokensInfo tokens_info(const Tokens *t) {
 int64_t tokens_pieces(const Tokens *t, int64_t sequence_length) {
     MUST(sequence_length > 0);
     return ceil_div((int64_t)t->header.tokens, sequence_length);
+}
+
+const char *tokens_notes(const Tokens *t) {
+    return t->notes.text;
+}
+
+/* Where every token is one byte, no spelling is needed. */
+int64_t tokens_predicted_bytes(const Tokens *t, const Tokenizer *k) {
+    if (t->header.text_bytes == 0) return -1;
+    if (t->header.text_bytes == t->header.tokens) return (int64_t)t->header.trained;
+    int64_t sum = 0;
+    for (uint64_t d = 0; d < t->header.documents; d++) {
+        for (uint64_t i = t->first[d] + 1; i < t->first[d + 1]; i++) {
+            int32_t target = token_label(t, (int64_t)i);
+            size_t bytes = 0;
+            if (target < 0) continue;
+            if (k) tokenizer_decode(k, target, &bytes);
+            if (bytes == 0) return -1;
+            sum += (int64_t)bytes;
+        }
+    }
+    return sum;
 }

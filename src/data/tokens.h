@@ -7,6 +7,7 @@
 
 struct Tokens {
     char *name; /* for messages */
+    DataNotes notes;
     const uint8_t *map;
     int64_t bytes;
     TokenHeader header; /* a copy: what has been verified stays so */

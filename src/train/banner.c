@@ -37,12 +37,7 @@ static void print_weights(const Banner *b) {
 }
 
 static void print_tokenizer(const Session *s) {
-    Path beside = path_join(s->weights, "tokenizer.json");
-    bool found = *s->weights && access(beside.text, R_OK) == 0;
-    const char *name = found ? beside.text : "bytes";
-    if (*s->config->data_tokenizer) name = s->config->data_tokenizer;
-    printf("tokenizer  %s: %lld ids; the model has %lld\n", name, (long long)tokenizer_vocabulary(s->tokenizer),
-           (long long)s->spec.vocabulary);
+    printf("tokenizer  %s; the model has %lld\n", tokenizer_shown(s->tokenizer).text, (long long)s->spec.vocabulary);
 }
 
 static void print_data(const Session *s) {

@@ -96,29 +96,35 @@ static int64_t first_sequence(const Run *r, int rank, int64_t micro, int64_t gro
 
 typedef struct {
     SequenceSource fill;
-    const void *context;
+    void *context;
     int64_t held; /* the sequence that lies in r->one; -1: none */
 } Source;
 
-static Batch *whole(Run *r, Source *s, int64_t sequence) {
-    if (s->held != sequence) s->fill(r, s->context, sequence, &r->one);
+/* NULL: it cannot be had, and the error says why. */
+static const Batch *whole(Run *r, Source *s, int64_t sequence, Error *e) {
+    if (s->held == sequence) return &r->one;
+    s->held = -1;
+    if (!s->fill(r, s->context, sequence, &r->one, e)) return NULL;
     s->held = sequence;
     return &r->one;
 }
 
 /* Members that share a sequence lie side by side, so that it is made once for all of them. */
-static void upload_peers(Run *r, int64_t micro, Source *s, int64_t groups) {
+static bool upload_peers(Run *r, int64_t micro, Source *s, int64_t groups, Error *e) {
     int64_t most = run_sequences(r, 0, micro); /* the first group has as many as any */
     for (int64_t i = 0; i < most; i++)
         for (int64_t j = 0; j < peers_count(r); j++) {
             int rank = peers_rank(r, j);
             if (i >= run_sequences(r, rank, micro)) continue;
-            peers_take(r, j, i, whole(r, s, first_sequence(r, rank, micro, groups) + i * groups));
+            const Batch *one = whole(r, s, first_sequence(r, rank, micro, groups) + i * groups, e);
+            if (!one) return false;
+            peers_take(r, j, i, one);
         }
     if (r->peers) peers_load(r, &r->micro[micro], micro);
+    return true;
 }
 
-void run_upload(Run *r, SequenceSource source, const void *context) {
+bool run_upload(Run *r, SequenceSource source, void *context, Error *e) {
     const Axis *a = &r->comm.mesh.axis[AXIS_SEQUENCE];
     int64_t groups = r->comm.mesh.world / a->size;
     Source s = {.fill = source, .context = context, .held = -1};
@@ -128,39 +134,58 @@ void run_upload(Run *r, SequenceSource source, const void *context) {
         int64_t first = first_sequence(r, r->comm.mesh.rank, i, groups);
         memset(m->pairs, 0, (size_t)r->model.cut.ring * sizeof *m->pairs);
         for (int64_t j = 0; j < m->sequences; j++) {
-            const Batch *one = whole(r, &s, first + j * groups);
+            const Batch *one = whole(r, &s, first + j * groups, e);
+            if (!one) return false;
             run_place(r, m, j, one);
             if (a->index > 0) continue; /* a sequence counts once */
             counts[TRAINED] += (double)one->trained;
             counts[REAL] += (double)one->real[0];
         }
-        upload_peers(r, i, &s, groups);
+        if (!upload_peers(r, i, &s, groups, e)) return false;
     }
     device_write(r->model.compute, r->counts, counts);
     stream_wait(r->model.network, event_record(r->model.compute));
     all_reduce(&r->comm.group[AXIS_WORLD], r->model.network, r->counts);
     stream_wait(r->model.compute, event_record(r->model.network));
+    return true;
 }
 
-static void from_step(Run *r, const void *context, int64_t sequence, Batch *one) {
+static bool from_step(Run *r, void *context, int64_t sequence, Batch *one, Error *e) {
     const Config *c = r->config;
     const int64_t *step = context;
-    batch_fill(one, r->tokens, c->train_seed, *step * c->train_sequences + sequence, 1, 1, c->train_sequence_length,
-               r->spec->window);
+    return batch_fill(one, r->tokens, c->train_seed, *step * c->train_sequences + sequence, 1, 1,
+                      c->train_sequence_length, r->spec->window, e);
 }
 
-void run_load_batch(Run *r, int64_t step) {
-    run_upload(r, from_step, &step);
+bool run_load_batch(Run *r, int64_t step, Error *e) {
+    return run_upload(r, from_step, &step, e);
 }
 
-static void from_piece(Run *r, const void *context, int64_t sequence, Batch *one) {
-    const int64_t *first_piece = context;
-    batch_fill_in_order(one, r->tokens, *first_piece + sequence, 1, 1, r->config->train_sequence_length,
-                        r->spec->window);
+/* Where the sequences of an evaluation's batch begin follows from one to the next. They are asked for in order but for a
+ * few, and then the walk begins anew. */
+typedef struct {
+    int64_t first;         /* token that the batch begins with */
+    int64_t number, begin; /* of the sequence that was asked for last */
+} Walk;
+
+static void walk_to(const Run *r, Walk *w, int64_t sequence) {
+    if (sequence < w->number) *w = (Walk){.first = w->first, .begin = w->first};
+    for (; w->number < sequence; w->number++)
+        w->begin = tokens_uncut(r->tokens, w->begin, r->config->train_sequence_length);
 }
 
-void run_load_in_order(Run *r, int64_t first_piece) {
-    run_upload(r, from_piece, &first_piece);
+static bool from_walk(Run *r, void *context, int64_t sequence, Batch *one, Error *e) {
+    Walk *w = context;
+    if (r->tokens) walk_to(r, w, sequence);
+    return batch_fill_uncut(one, r->tokens, w->begin, r->config->train_sequence_length, r->spec->window, e);
+}
+
+bool run_load_uncut(Run *r, int64_t *token, Error *e) {
+    Walk w = {.first = *token, .begin = *token};
+    if (!run_upload(r, from_walk, &w, e)) return false;
+    if (r->tokens) walk_to(r, &w, r->config->train_sequences);
+    *token = w.begin;
+    return true;
 }
 
 /* ---- Around a pass ---------------------------------------------------------------------------- */

@@ -21,11 +21,11 @@ static bool evaluate_rank(Session *s, Run *r, Error *e) {
     if (r->comm.mesh.rank != 0) return true;
     if (v.trained == 0)
         return fail(e, EXIT_DATA, "data.path has no position to predict; give documents of at least two tokens");
-    TokensInfo info = tokens_info(s->tokens);
+    int64_t bytes = tokens_predicted_bytes(s->tokens, s->tokenizer);
     double loss = v.loss / (double)v.trained;
     printf("{\"loss\": %.17g, \"tokens\": %lld, \"perplexity\": %.17g, ", loss, (long long)v.trained, exp(loss));
-    if (info.text_bytes > 0)
-        printf("\"bits_per_byte\": %.17g}\n", v.loss / log(2) / (double)info.text_bytes);
+    if (bytes > 0)
+        printf("\"bits_per_byte\": %.17g}\n", v.loss / log(2) / (double)bytes);
     else
         printf("\"bits_per_byte\": null}\n");
     return true;
@@ -71,6 +71,7 @@ int generate_command(Session *s, PriceFunction price, const GenerateOptions *opt
         fail(&e, EXIT_USAGE, "generate needs a prompt: --prompt TEXT");
         return session_error(&e);
     }
+    if (!tokenizer_ready(s->tokenizer, "--prompt", &e)) return session_error(&e);
     s->request = generate_request(options);
     return session_run(s, price, generate_rank, (void *)(uintptr_t)options);
 }

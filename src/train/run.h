@@ -103,12 +103,15 @@ int64_t run_most_tokens(const Run *r, int64_t micro);
 
 /* ---- Batches onto the device (batch_device.c) -------------------------------------------------------- */
 
-void run_load_batch(Run *r, int64_t step);           /* the step's micro-batches */
-void run_load_in_order(Run *r, int64_t first_piece); /* evaluation: a step's worth of pieces from here on */
+/* All fail where the data turn out to be damaged, before any collective. */
+bool run_load_batch(Run *r, int64_t step, Error *e); /* the step's micro-batches */
+/* Evaluation: a step's worth of sequences from *token on, which moves to where the next ones begin: to the end of the
+ * data at last. */
+bool run_load_uncut(Run *r, int64_t *token, Error *e);
 /* What both do: every sequence of a step comes from `source`, which fills `one` with sequence number `sequence` of
  * the step, whole. */
-typedef void (*SequenceSource)(Run *r, const void *context, int64_t sequence, Batch *one);
-void run_upload(Run *r, SequenceSource source, const void *context);
+typedef bool (*SequenceSource)(Run *r, void *context, int64_t sequence, Batch *one, Error *e);
+bool run_upload(Run *r, SequenceSource source, void *context, Error *e);
 /* This rank's positions of `one` become sequence `number` of b. */
 void run_place(Run *r, MicroBatch *b, int64_t number, const Batch *one);
 
@@ -160,7 +163,7 @@ Times times_tell(Run *r);
 Times times_mean(const double *sums, int ranks); /* sums [TIMES] over so many ranks */
 void times_end(Run *r);
 
-/* ---- Forward only (evaluate.c) ---------------------------------------------------------------- */
+/* ---- Forward only (step.c, generate.c) ---------------------------------------------------------------- */
 
 typedef struct {
     double loss; /* sum over trained positions, nats */

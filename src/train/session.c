@@ -75,13 +75,19 @@ static bool read_spec(Session *s, Error *e) {
     return false;
 }
 
-/* data.tokenizer, else the one beside the model, else bytes. */
+/* Where the model's files lie: model.path, or the directory of model.config. */
+static Path model_directory(const Session *s) {
+    const char *config = s->config->model_config, *slash = strrchr(config, '/');
+    Path directory;
+    snprintf(directory.text, sizeof directory.text, "%s", s->weights);
+    if (*s->weights) return directory;
+    size_t bytes = slash && slash > config ? (size_t)(slash - config) : 1; /* "." or "/" by itself */
+    snprintf(directory.text, sizeof directory.text, "%.*s", (int)bytes, slash ? config : ".");
+    return directory;
+}
+
 static bool open_tokenizer(Session *s, Error *e) {
-    const Config *c = s->config;
-    Path beside = path_join(s->weights, "tokenizer.json");
-    bool found = false;
-    if (*s->weights && !file_exists(beside.text, &found, e)) return false;
-    s->tokenizer = tokenizer_open(*c->data_tokenizer ? c->data_tokenizer : found ? beside.text : NULL, e);
+    s->tokenizer = tokenizer_choose(s->config->data_tokenizer, model_directory(s).text, s->spec.vocabulary, e);
     return s->tokenizer != NULL;
 }
 
@@ -91,12 +97,23 @@ bool session_open(Session *s, Config *c, Error *e) {
            open_tokenizer(s, e);
 }
 
+/* A token file does not say which tokenizer made it; but one id a byte, all of it text, is the work of bytes, and no other
+ * tokenizer's. */
+static bool tokenizer_made_them(const Session *s, Error *e) {
+    TokensInfo info = tokens_info(s->tokens);
+    bool bytes = info.text_bytes > 0 && info.text_bytes == info.tokens;
+    return !bytes || strcmp(s->config->data_tokenizer, "none") == 0 ||
+           tokenizer_ready(s->tokenizer, "the token file was made of bytes, one id each", e);
+}
+
 bool session_data(Session *s, Error *e) {
     const Config *c = s->config;
     if (!c->data_path[0])
         return fail(e, EXIT_USAGE, "no data: give data.path (text files, JSONL, .tokens files or directories)");
     s->tokens = tokens_open(c->data_path, s->tokenizer, e);
-    return s->tokens && tokens_fit(s->tokens, s->spec.vocabulary, e);
+    if (!s->tokens) return false;
+    if (*tokens_notes(s->tokens) && session_leads(s)) fprintf(stderr, "mop: data: %s\n", tokens_notes(s->tokens));
+    return tokens_fit(s->tokens, s->spec.vocabulary, e) && tokenizer_made_them(s, e);
 }
 
 void session_close(Session *s) {

@@ -154,22 +154,21 @@ bool train_loaded_step(Run *r, int64_t step, bool stop, StepResult *out, Error *
 
 bool train_step(Run *r, int64_t step, bool stop, StepResult *out, Error *e) {
     times_begin(r);
-    run_load_batch(r, step);
-    return train_loaded_step(r, step, stop, out, e);
+    return run_load_batch(r, step, e) && train_loaded_step(r, step, stop, out, e);
 }
 
 /* ---- Forward only ------------------------------------------------------------------------------ */
 
 bool evaluate(Run *r, Evaluation *out, Error *e) {
     *out = (Evaluation){0};
-    int64_t pieces =
-        r->tokens ? tokens_pieces(r->tokens, r->config->train_sequence_length) : r->config->train_sequences;
+    int64_t tokens = r->tokens ? tokens_info(r->tokens).tokens : 0, token = 0;
     store_flush(r->store);
     r->model.evaluating = true;
     bool ok = true;
-    for (int64_t first = 0; ok && first < pieces; first += r->config->train_sequences) {
+    do {
         StepResult one = {0};
-        run_load_in_order(r, first); /* pieces past the end are padding */
+        ok = run_load_uncut(r, &token, e); /* sequences past the end are padding */
+        if (!ok) break;
         run_begin_pass(r, false);
         forward(r);
         share_statistics(r);
@@ -178,7 +177,7 @@ bool evaluate(Run *r, Evaluation *out, Error *e) {
         run_end_pass(r);
         out->loss += one.loss * (double)one.trained;
         out->trained += one.trained;
-    }
+    } while (ok && token < tokens);
     r->model.evaluating = false;
     return ok;
 }

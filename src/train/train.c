@@ -306,7 +306,9 @@ int train_command(Session *s, const char *run, const TraceOptions *trace, PriceF
     Training training = {.run = run, .claim = {.lock = -1}};
     int code;
     if (!trace_open(&training.trace, trace, TRACE_ROOM, &e)) return session_error(&e);
-    if (!session_data(s, &e) || (session_leads(s) && !journal_claim(&training.claim, run, s->config, &e))) {
+    bool sampled = s->config->train_sample_every >= 0;
+    if (!session_data(s, &e) || (sampled && !tokenizer_ready(s->tokenizer, "train.sample_every", &e)) ||
+        (session_leads(s) && !journal_claim(&training.claim, run, s->config, &e))) {
         code = session_error(&e);
     } else {
         watch_signals();

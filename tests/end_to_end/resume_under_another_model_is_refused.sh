@@ -43,9 +43,9 @@ of_family qwen3_moe 's/"mlp_only_layers": \[[^]]*\]/"mlp_only_layers": [0, 1]/' 
 
 # Another tokenizer, of the same text's ids.
 tiny "$here/ids" --set data.path="$here/ids.jsonl" --set train.steps=1 >/dev/null
-sed 's/"a": *97\b/"a": 98/; s/"b": *98\b/"b": 97/' "$here/ids/ckpt/step-00000001/tokenizer.json" >"$here/tokenizer.json"
+sed 's/"a": *97\b/"a": 98/; s/"b": *98\b/"b": 97/' "$here/ids/ckpt/step-00000001/tokenizer.json" >"$here/swapped.json"
 refuses 2 "the tokenizer is not the one that the run began with; " train examples/tiny.yaml --run "$here/ids" --set data.path="$here/ids.jsonl" \
-    --set train.steps=2 --set data.tokenizer="$here/tokenizer.json"
+    --set train.steps=2 --set data.tokenizer="$here/swapped.json"
 
 # The same files elsewhere, in another spelling, or as a token file: to the bits of a run that never moved.
 tiny "$here/never" "${constant[@]}" --set train.steps=5 >/dev/null
