@@ -226,7 +226,7 @@ static void peers_try(Peers *p, PeerBody body, void *context) {
     if (launched)
         peer_main(p, first);
     else
-        threads_run(p->world, peer_main, p);
+        assert_true(threads_run(p->world, peer_main, p, &e));
     for (int r = first; r < end; r++) event_wait(event_record(&p->device[r]->stream[STREAM_NETWORK]));
     for (int r = first; r < end; r++) comm_close(&p->comm[r]);
     for (int r = first; r < end; r++) device_close(p->device[r]);

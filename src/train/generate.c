@@ -134,11 +134,11 @@ bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Er
     int64_t V = r->spec->vocabulary, longest = r->config->train_sequence_length;
     void *logits = malloc((size_t)V * type_bytes(r->model.sum));
     Candidate *candidates = malloc((size_t)V * sizeof *candidates);
-    int32_t *all = malloc((size_t)r->comm.mesh.world * sizeof *all);
-    MUST(logits && candidates && all);
+    int32_t *all = calloc((size_t)r->comm.mesh.world, sizeof *all);
+    bool ok = (logits && candidates && all) ||
+              fail(e, EXIT_MEMORY, "no memory for the logits of %lld tokens; free some memory", (long long)V);
     store_flush(r->store);
     r->model.evaluating = r->generating = true;
-    bool ok = true;
     for (int64_t i = given; ok && i < given + count; i++) {
         int64_t context = min64(i, longest);
         r->model.cut.limit = context;

@@ -102,7 +102,7 @@ static bool sample(Trainer *t, Error *e) {
     const Tokenizer *k = t->session->tokenizer;
     size_t length = strlen(c->train_sample_prompt);
     int32_t *ids = calloc(length + 1 + (size_t)c->train_sample_tokens, sizeof *ids);
-    MUST(ids);
+    if (!ids) return fail(e, EXIT_MEMORY, "no memory for a sample; use a smaller train.sample_tokens");
     int64_t given = length ? tokenizer_encode(k, c->train_sample_prompt, length, ids) : 1;
     Sampling how = {.temperature = 0.8, .top_p = 0.95, .seed = (uint64_t)c->train_seed};
     bool ok = generate(t->run, ids, given, c->train_sample_tokens, how, e);
@@ -196,7 +196,7 @@ static bool train_rank(Session *s, Run *r, Error *e) {
 
 int train_command(Session *s, const char *run, const TraceOptions *trace, PriceFunction price) {
     Error e = {0};
-    if (s->config->device[0] == 's') {
+    if (device_counts(s->config->device)) {
         fail(&e, EXIT_USAGE, "device %s only meters; use `mop plan` for it, and device cpu to train",
              s->config->device);
         return session_error(&e);
