@@ -166,7 +166,7 @@ static void flops_beyond_63_bits_are_counted(void **state) {
     Tensor q = nowhere(FP32, DIM(1, 64, 128)), lse = nowhere(FP32, DIM(64, 1)), at = nowhere(INT32, DIM(1));
     AttentionShape shape = {.scale = 1, .pairs = (int64_t)1 << 60};
     attention(s, q, lse, q, q, q, at, at, shape);
-    attention_backward(s, q, q, q, lse, q, lse, q, q, q, at, at, shape);
+    attention_backward(s, q, q, q, lse, q, lse, q, q, q, at, at, at, shape);
     assert_true(d->meter.op[OP_ATTENTION].flops == 4.0 * 128 * 64 * 0x1p60);
     assert_true(d->meter.op[OP_ATTENTION_BACKWARD].flops == 10.0 * 128 * 64 * 0x1p60);
     Tensor x = nowhere(FP32, DIM((int64_t)1 << 31, 1 << 20)), w = nowhere(FP32, DIM(1 << 20, 1 << 20));

@@ -32,7 +32,7 @@ static Exchange exchange_of(const Config *c, const Spec *spec, int world) {
                       .rounds = (double)run_dispatch_rounds(c, world),
                       .experts = (double)spec->experts,
                       .here = (double)ceil_div(spec->experts, c->mixture_expert),
-                      .imports = members > 1 ? (double)c->mixture_balance_imports : 0};
+                      .imports = members > 1 ? fmin((double)c->mixture_balance_imports, (double)spec->experts) : 0};
 }
 
 /* dispatch_reserve: kept from forward to backward. */
