@@ -24,7 +24,7 @@ enum { SANITIZED = 1 };
 enum { SANITIZED = 0 };
 #endif
 
-enum { SECONDS = 200, SETS_MOST = 8, LONG_TEXT = 100000 };
+enum { SECONDS = 120, PATIENCE = 600, SETS_MOST = 8, LONG_TEXT = 100000 };
 
 typedef struct {
     char program[4096];
@@ -71,7 +71,8 @@ static void become(const Walk *w, const char *command, const char *const *sets, 
     if (!freopen("said", "w", stderr) || !freopen("/dev/null", "w", stdout)) _exit(99);
     if (!SANITIZED) setrlimit(RLIMIT_AS, &(struct rlimit){memory, memory});
     setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
-    alarm(SECONDS); /* a default action: the end */
+    setrlimit(RLIMIT_CPU, &(struct rlimit){SECONDS, SECONDS}); /* a busy machine takes longer for the same work */
+    alarm(PATIENCE);                                           /* a default action: the end */
     execv(w->program, (char *const *)(uintptr_t)argument);
     _exit(99);
 }
