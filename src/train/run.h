@@ -90,8 +90,8 @@ Arena *run_arena(Run *r, ArenaName a);
 void run_price(Run *r, Price *out);         /* peaks and meter so far */
 bool run_within(Run *r, const Price *plan); /* the contract: no arena has ever held more than its plan */
 size_t run_memory(Run *r);                  /* high-water of all arenas of this rank, bytes */
-/* Bytes that one rank takes beside the arenas of its device, at most about: from the heap, on its thread's stack, and in
- * its host arena. Known before anything is opened. `sim`: as a rank that only counts. (heap.c) */
+/* Bytes that one rank takes beside the arenas of its device, at most about: from the heap, on its thread's stack, and
+ * in its host arena. Known before anything is opened. `sim`: as a rank that only counts. (heap.c) */
 double run_heap(const Config *c, const Spec *spec, int world, bool sim);
 double run_host_bytes(const Config *c, const Spec *spec, int world); /* of the host arena alone */
 /* The most tokens that a micro-batch of any rank has. */
