@@ -283,7 +283,7 @@ static void pass_rank(void *context, int rank) {
 }
 
 static bool all_ranks(Trial *t, void (*body)(void *context, int rank), Error *e) {
-    threads_run(RANKS, body, t);
+    if (!threads_run(RANKS, body, t, e)) return false;
     for (int r = 0; r < RANKS; r++)
         if (t->error[r].code != EXIT_DONE && (e->code == EXIT_DONE || e->code == EXIT_PEER)) *e = t->error[r];
     return e->code == EXIT_DONE;

@@ -116,7 +116,7 @@ Ranks *ranks_open(RanksSetup setup) {
     if (!plan_price(&r->config, &r->spec, r->world, r->price, &e)) fail_msg("%s", e.text);
     bool late = strcmp(r->config.device, "cpu:late") == 0;
     if (!wire_threads_open(r->wires, r->world, r->config.comm_timeout, late, &e)) fail_msg("%s", e.text);
-    threads_run(r->world, open_rank, r);
+    if (!threads_run(r->world, open_rank, r, &e)) fail_msg("%s", e.text);
     assert_no_errors(r);
     return r;
 }
@@ -150,7 +150,8 @@ static void run_body(void *context, int rank) {
 }
 
 bool ranks_try(Ranks *r, RanksBody body, void *context) {
-    threads_run(r->world, run_body, &(Job){r, body, context});
+    Error e = {0};
+    if (!threads_run(r->world, run_body, &(Job){r, body, context}, &e)) fail_msg("%s", e.text);
     for (int i = 0; i < r->world; i++)
         if (r->error[i].code != EXIT_DONE) return false;
     return true;
@@ -262,7 +263,9 @@ static void check_slices(Run *run, StoreKind kind, const Collection *c, unsigned
 static Collection open_collection(Ranks *r) {
     Store **stores = needed((size_t)r->world, sizeof(Store *));
     for (int i = 0; i < r->world; i++) stores[i] = r->run[i]->store;
-    Collection c = collection_open(stores, r->world);
+    Collection c;
+    Error e = {0};
+    if (!collection_open(&c, stores, r->world, &e)) fail_msg("%s", e.text);
     free(stores);
     return c;
 }

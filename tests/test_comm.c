@@ -226,7 +226,7 @@ static void peers_try(Peers *p, PeerBody body, void *context) {
     if (launched)
         peer_main(p, first);
     else
-        threads_run(p->world, peer_main, p);
+        assert_true(threads_run(p->world, peer_main, p, &e));
     for (int r = first; r < end; r++) event_wait(event_record(&p->device[r]->stream[STREAM_NETWORK]));
     for (int r = first; r < end; r++) comm_close(&p->comm[r]);
     for (int r = first; r < end; r++) device_close(p->device[r]);
@@ -1082,7 +1082,7 @@ static void assert_refused(Common a, Common b, const char *said) {
     Pair p = {.common = {a, b}};
     Error e = {0};
     assert_true(plan_price(a.config, a.spec, 2, p.price, &e) && wire_threads_open(p.wire, 2, 60, false, &e));
-    threads_run(2, open_one, &p);
+    assert_true(threads_run(2, open_one, &p, &e));
     for (int r = 0; r < 2; r++) {
         assert_int_equal(p.error[r].code, said ? EXIT_USAGE : EXIT_DONE);
         assert_string_equal(p.error[r].text, said ? said : "");

@@ -33,7 +33,7 @@ typedef struct {
 } Call;
 
 typedef struct CallLog CallLog;
-CallLog *calls_open(void);
+CallLog *calls_open(void); /* NULL: no memory */
 void calls_close(CallLog *l);
 void calls_queue(CallLog *l, Call c);
 /* They run in the order in which they were queued. */

@@ -57,7 +57,7 @@ typedef struct Group {
     Wire *wire;
     Device *device;
     Tensor staging;  /* BYTE: where reductions receive; bounds a round, not the size of the tensor */
-    Parcel *parcels; /* [size]: of the exchange at hand */
+    Parcel *parcels; /* [size]: of the exchange at hand; NULL on sim, which exchanges nothing */
 } Group;
 
 typedef struct Comm {
@@ -131,7 +131,7 @@ void broadcast(Group *g, Stream *s, Tensor t, int root);
 void barrier(Group *g, Stream *s);
 
 /* Host messages, outside the step (checkpoints, start-up): every rank gives `bytes`, gets everyone's one after
- * another in `all` [world * bytes]. Blocks. */
+ * another in `all` [world * bytes]. Blocks. On sim nobody says anything: only this rank's own part is written. */
 bool host_gather(Comm *c, void *all, const void *mine, size_t bytes, Error *e);
 /* The same inside one group: [size * bytes]. */
 bool host_exchange(Group *g, void *all, const void *mine, size_t bytes, Error *e);

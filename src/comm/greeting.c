@@ -75,9 +75,9 @@ bool comm_same(Comm *c, const Shared *things, int count, Error *e) {
     size_t world = (size_t)c->mesh.world, n = (size_t)count;
     uint64_t *all = calloc(world * n, sizeof *all), *own = calloc(n, sizeof *own);
     Words differences = {0};
-    MUST(all && own);
-    for (int i = 0; i < count; i++) own[i] = things[i].hash;
-    bool ok = host_gather(c, all, own, n * sizeof *own, e);
+    bool ok = (all && own) || fail(e, EXIT_MEMORY, "no memory to compare %zu ranks; use fewer ranks", world);
+    for (int i = 0; ok && i < count; i++) own[i] = things[i].hash;
+    ok = ok && host_gather(c, all, own, n * sizeof *own, e);
     for (int i = 0; ok && i < count; i++)
         add_difference(&differences, &things[i], &(Hashes){.at = all + i, .stride = n, .world = c->mesh.world});
     free(own);
@@ -99,7 +99,7 @@ static bool try_group(Group *g, Axis *members, Error *e) {
 
 bool comm_greet(Comm *c, const Shared *things, int count, Error *e) {
     Axis *members = calloc((size_t)c->mesh.world, sizeof *members);
-    MUST(members);
+    if (!members) return fail(e, EXIT_MEMORY, "no memory to greet %d ranks; use fewer ranks", c->mesh.world);
     bool ok = comm_same(c, things, 1, e) && comm_same(c, things + 1, count - 1, e);
     for (int a = 0; ok && a < AXIS_COUNT; a++) ok = try_group(&c->group[a], members, e);
     free(members);

@@ -101,30 +101,38 @@ static int messages(size_t bytes) {
     return (int)((bytes + MESSAGE_BYTES - 1) / MESSAGE_BYTES);
 }
 
-static void *grown(void *p, int count, size_t element) {
-    p = realloc(p, (size_t)count * element);
-    MUST(p);
-    return p;
+/* `array` points at what is grown, and stays as it was when there is no memory. */
+static bool grow(void *array, int count, size_t element, Error *e) {
+    void *old, *larger;
+    memcpy(&old, array, sizeof old);
+    larger = realloc(old, (size_t)count * element);
+    if (!larger) return fail(e, EXIT_MEMORY, "no memory for a message between ranks; free some memory");
+    memcpy(array, &larger, sizeof larger);
+    return true;
 }
 
-static void make_room(MpiWire *m, const Axis *axis, const Parcel *parcels) {
+static bool make_room(MpiWire *m, const Axis *axis, const Parcel *parcels, Error *e) {
     int n = 0;
     for (int j = 0; j < axis->size; j++) n += messages(parcels[j].send_bytes) + messages(parcels[j].receive_bytes);
     m->used = 0;
-    if (n <= m->room) return;
-    m->requests = grown(m->requests, n, sizeof *m->requests);
+    if (n <= m->room) return true;
+    if (!grow(&m->requests, n, sizeof *m->requests, e)) return false;
     m->room = n;
+    return true;
 }
 
-/* The blocks of the next `bytes` of a walk, or of fewer; returns how many bytes they have. */
-static size_t collect_blocks(MpiWire *m, Walk *w, size_t bytes) {
+static bool more_blocks(MpiWire *m, Error *e) {
+    int room = m->block_room ? 2 * m->block_room : 64;
+    if (!grow(&m->lengths, room, sizeof *m->lengths, e) || !grow(&m->places, room, sizeof *m->places, e)) return false;
+    m->block_room = room;
+    return true;
+}
+
+/* The blocks of the next `bytes` of a walk, or of fewer; returns how many bytes they have, 0 for want of memory. */
+static size_t collect_blocks(MpiWire *m, Walk *w, size_t bytes, Error *e) {
     size_t found = 0, block;
     for (m->blocks = 0; found < bytes && (block = walk_block(w)) > 0; m->blocks++) {
-        if (m->blocks == m->block_room) {
-            m->block_room = m->block_room ? 2 * m->block_room : 64;
-            m->lengths = grown(m->lengths, m->block_room, sizeof *m->lengths);
-            m->places = grown(m->places, m->block_room, sizeof *m->places);
-        }
+        if (m->blocks == m->block_room && !more_blocks(m, e)) return 0;
         if (block > bytes - found) block = bytes - found;
         m->lengths[m->blocks] = (int)block;
         m->places[m->blocks] = walk_take(w, block) - w->base;
@@ -143,8 +151,9 @@ static int start(MpiWire *m, void *data, int count, MPI_Datatype type, int peer,
  * ranks send each other everything in program order, so one tag serves all groups: MPI keeps the order of a pair. */
 static bool post(MpiWire *m, Walk w, int peer, bool receive, Error *e) {
     while (w.left > 0) {
-        size_t bytes = collect_blocks(m, &w, MESSAGE_BYTES);
+        size_t bytes = collect_blocks(m, &w, MESSAGE_BYTES, e);
         int code;
+        if (bytes == 0) return false;
         if (m->blocks == 1) {
             code = start(m, w.base + m->places[0], (int)bytes, MPI_BYTE, peer, receive);
         } else {
@@ -160,7 +169,7 @@ static bool post(MpiWire *m, Walk w, int peer, bool receive, Error *e) {
 }
 
 static bool post_all(MpiWire *m, const Axis *axis, const Parcel *parcels, Error *e) {
-    make_room(m, axis, parcels);
+    if (!make_room(m, axis, parcels, e)) return false;
     for (int j = 0; j < axis->size; j++) {
         int peer = axis->first + j * axis->stride;
         if (j != axis->index && !post(m, walk_received(&parcels[j]), peer, true, e)) return false;
@@ -281,15 +290,20 @@ static void *watch_over(void *context) {
     return NULL;
 }
 
-static void watch_open(MpiWire *m) {
+static bool watch_open(MpiWire *m, Error *e) {
     Watch *w = &m->watch;
     size_t world = (size_t)m->wire.world;
     w->heard = calloc(world, sizeof *w->heard);
     w->told = calloc(world, sizeof *w->told);
     w->telling = calloc(world, sizeof *w->telling);
-    MUST(w->heard && w->told && w->telling);
+    if (!w->heard || !w->told || !w->telling)
+        return fail(e, EXIT_MEMORY, "no memory to watch over %zu ranks; use fewer ranks, or free some memory", world);
     for (size_t r = 0; r < world; r++) w->telling[r] = MPI_REQUEST_NULL;
-    MUST(pthread_create(&w->thread, NULL, watch_over, m) == 0);
+    int refused = pthread_create(&w->thread, NULL, watch_over, m);
+    return refused == 0 || fail(e, EXIT_MEMORY,
+                                "cannot start the thread that watches over the ranks: %s; raise the limits of "
+                                "processes and of address space (ulimit -u, ulimit -v)",
+                                strerror(refused));
 }
 
 static void watch_close(MpiWire *m) {
@@ -326,12 +340,11 @@ static void meet_to_part(MpiWire *m) {
     Parcel *parcels = calloc((size_t)m->wire.world, sizeof *parcels);
     Axis everyone = {AXIS_WORLD, m->wire.world, m->wire.rank, 0, 1};
     Error e = {0};
-    MUST(all && parcels);
-    for (int r = 0; r < m->wire.world; r++)
+    for (int r = 0; all && parcels && r < m->wire.world; r++)
         parcels[r] = (Parcel){.send = &token, .receive = all + r, .send_bytes = 1, .receive_bytes = 1};
     calls_queue(m->wire.calls, (Call){.axis = everyone, .collective = HOST_MESSAGE, .step = -1, .layer = -1});
     calls_begin(m->wire.calls);
-    mpi_exchange(&m->wire, &everyone, parcels, &e);
+    if (all && parcels) mpi_exchange(&m->wire, &everyone, parcels, &e);
     free(parcels);
     free(all);
 }
@@ -362,15 +375,18 @@ Wire *wire_mpi_open(double timeout, Error *e) {
         return NULL;
     }
     MpiWire *m = calloc(1, sizeof *m);
-    MUST(m);
+    CallLog *calls = calls_open();
+    if (!m || !calls) {
+        fail(e, EXIT_MEMORY, "no memory for the wire of this rank; free some memory");
+        return NULL;
+    }
     m->wire = (Wire){
         .timeout = timeout, .exchange = mpi_exchange, .meet = mpi_meet, .poison = mpi_poison, .close = mpi_close};
     MPI_Comm_size(MPI_COMM_WORLD, &m->wire.world);
     MPI_Comm_rank(MPI_COMM_WORLD, &m->wire.rank);
-    m->wire.calls = calls_open();
+    m->wire.calls = calls;
     pthread_mutex_init(&m->lock, NULL);
-    watch_open(m);
-    return &m->wire;
+    return watch_open(m, e) ? &m->wire : NULL; /* the launcher ends the others when this process ends */
 }
 
 #endif

@@ -20,14 +20,14 @@ typedef struct {
     pthread_cond_t moved;
     _Atomic uint64_t arrived, departed; /* members, summed over all meetings so far; change under the lock */
     double clock, latest;               /* of the meeting at hand; of the last one */
-    const Parcel **parcels;             /* [world], by member */
+    const Parcel **parcels;             /* [size of the axis], by member; made by the first exchange */
 } Meeting;
 
 typedef struct {
     int world, open; /* open: ends not yet closed */
     bool late;
     pthread_mutex_t lock;
-    bool failed;
+    bool failed, told; /* told: everybody who waits has been woken since */
     Error error;
     CallLog **calls;  /* [world] */
     Meeting *meeting; /* [AXIS_COUNT][world]: by axis and its first rank */
@@ -72,15 +72,28 @@ static void hub_fail(Hub *h, const Error *e) {
     pthread_mutex_unlock(&h->lock);
 }
 
+/* True for the first who asks after a failure: one waking is enough, since who comes to wait later looks first. */
+static bool must_wake(Hub *h) {
+    pthread_mutex_lock(&h->lock);
+    bool first = !h->told;
+    h->told = true;
+    pthread_mutex_unlock(&h->lock);
+    return first;
+}
+
 /* Nothing has moved for too long: the first who notices tells what all ranks were at, and who is behind. */
 static void hub_time_out(Hub *h, int rank, double timeout) {
     pthread_mutex_lock(&h->lock);
     if (!h->failed) {
         Tail *tails = calloc((size_t)h->world, sizeof *tails);
-        MUST(tails);
-        for (int r = 0; r < h->world; r++) tails[r] = calls_tail(h->calls[r]);
-        calls_print(tails, h->world, stderr);
-        calls_fail(&h->error, tails, h->world, rank, timeout);
+        if (tails) {
+            for (int r = 0; r < h->world; r++) tails[r] = calls_tail(h->calls[r]);
+            calls_print(tails, h->world, stderr);
+            calls_fail(&h->error, tails, h->world, rank, timeout);
+        } else {
+            fail(&h->error, EXIT_PEER, "rank %d had waited %g s, and there is no memory to tell for whom", rank,
+                 timeout);
+        }
         free(tails);
         h->failed = true;
     }
@@ -106,12 +119,25 @@ static bool wait_for_all(End *end, Meeting *m, uint64_t target, Error *e) {
 
 static void threads_poison(Wire *w, const Error *e);
 
-/* A rank that fails to meet ends the wire for all. */
+/* Room for the members' parcels: on sim nobody ever shows any. Every group is used once before the first step. */
+static bool make_room(Meeting *m, const Axis *axis, Error *e) {
+    pthread_mutex_lock(&m->lock);
+    if (!m->parcels) m->parcels = calloc((size_t)axis->size, sizeof *m->parcels);
+    bool ok = m->parcels != NULL;
+    pthread_mutex_unlock(&m->lock);
+    return ok || fail(e, EXIT_MEMORY, "no memory for the wire between %d ranks; use fewer ranks", axis->size);
+}
+
+/* `parcels` NULL: none to show. A rank that fails to meet ends the wire for all. */
 static bool arrive(End *end, Meeting *m, const Axis *axis, const Parcel *parcels, double clock, uint64_t target,
                    Error *e) {
     if (hub_failed(end->hub, e)) return false;
+    if (parcels && !make_room(m, axis, e)) {
+        threads_poison(&end->wire, e);
+        return false;
+    }
     pthread_mutex_lock(&m->lock);
-    m->parcels[axis->index] = parcels;
+    if (parcels) m->parcels[axis->index] = parcels;
     if (clock > m->clock) m->clock = clock;
     bool last = m->arrived + 1 == target;
     if (last) {
@@ -179,11 +205,25 @@ static double threads_meet(Wire *w, const Axis *axis, double clock) {
 static void threads_poison(Wire *w, const Error *e) {
     Hub *h = ((End *)w)->hub;
     hub_fail(h, e);
+    if (!must_wake(h)) return;
     for (int i = 0; i < AXIS_COUNT * h->world; i++) {
         pthread_mutex_lock(&h->meeting[i].lock);
         pthread_cond_broadcast(&h->meeting[i].moved);
         pthread_mutex_unlock(&h->meeting[i].lock);
     }
+}
+
+static void hub_close(Hub *h) {
+    for (int i = 0; h->meeting && i < AXIS_COUNT * h->world; i++) {
+        pthread_mutex_destroy(&h->meeting[i].lock);
+        pthread_cond_destroy(&h->meeting[i].moved);
+        free(h->meeting[i].parcels);
+    }
+    for (int r = 0; h->calls && r < h->world; r++) calls_close(h->calls[r]);
+    pthread_mutex_destroy(&h->lock);
+    free(h->calls);
+    free(h->meeting);
+    free(h);
 }
 
 static void threads_close(Wire *w) {
@@ -192,53 +232,62 @@ static void threads_close(Wire *w) {
     pthread_mutex_lock(&h->lock);
     bool last = --h->open == 0;
     pthread_mutex_unlock(&h->lock);
-    if (!last) return;
-    for (int i = 0; i < AXIS_COUNT * h->world; i++) {
-        pthread_mutex_destroy(&h->meeting[i].lock);
-        pthread_cond_destroy(&h->meeting[i].moved);
-        free(h->meeting[i].parcels);
-    }
-    for (int r = 0; r < h->world; r++) calls_close(h->calls[r]);
-    pthread_mutex_destroy(&h->lock);
-    free(h->calls);
-    free(h->meeting);
-    free(h);
+    if (last) hub_close(h);
 }
 
-bool wire_threads_open(Wire **wires, int world, double timeout, bool late, Error *e) {
+static Hub *hub_open(int world, bool late) {
     Hub *h = calloc(1, sizeof *h);
-    if (!h) return fail(e, EXIT_MEMORY, "no memory for the wire between %d ranks", world);
+    if (!h) return NULL;
     *h = (Hub){.world = world, .open = world, .late = late};
     pthread_mutex_init(&h->lock, NULL);
+    h->calls = calloc((size_t)world, sizeof(CallLog *));
+    h->meeting = calloc((size_t)AXIS_COUNT * (size_t)world, sizeof *h->meeting);
+    if (!h->calls || !h->meeting) {
+        free(h->meeting);
+        h->meeting = NULL;
+        hub_close(h);
+        return NULL;
+    }
     pthread_condattr_t monotonic; /* a clock that is set while ranks wait is no timeout */
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    h->meeting = calloc((size_t)AXIS_COUNT * (size_t)world, sizeof *h->meeting);
-    MUST(h->meeting);
     for (int i = 0; i < AXIS_COUNT * world; i++) {
         pthread_mutex_init(&h->meeting[i].lock, NULL);
         pthread_cond_init(&h->meeting[i].moved, &monotonic);
-        h->meeting[i].parcels = calloc((size_t)world, sizeof *h->meeting[i].parcels);
-        MUST(h->meeting[i].parcels);
     }
     pthread_condattr_destroy(&monotonic);
-    h->calls = calloc((size_t)world, sizeof(CallLog *));
-    MUST(h->calls);
-    for (int r = 0; r < world; r++) {
-        h->calls[r] = calls_open();
-        End *end = calloc(1, sizeof *end);
-        MUST(end);
-        end->hub = h;
-        end->delay = (unsigned)r + 1;
-        end->wire = (Wire){.world = world,
-                           .rank = r,
-                           .timeout = timeout,
-                           .calls = h->calls[r],
-                           .exchange = threads_exchange,
-                           .meet = threads_meet,
-                           .poison = threads_poison,
-                           .close = threads_close};
-        wires[r] = &end->wire;
+    return h;
+}
+
+static Wire *end_open(Hub *h, int rank, double timeout) {
+    h->calls[rank] = calls_open();
+    End *end = calloc(1, sizeof *end);
+    if (!end || !h->calls[rank]) {
+        free(end);
+        return NULL;
     }
-    return true;
+    end->hub = h;
+    end->delay = (unsigned)rank + 1;
+    end->wire = (Wire){.world = h->world,
+                       .rank = rank,
+                       .timeout = timeout,
+                       .calls = h->calls[rank],
+                       .exchange = threads_exchange,
+                       .meet = threads_meet,
+                       .poison = threads_poison,
+                       .close = threads_close};
+    return &end->wire;
+}
+
+bool wire_threads_open(Wire **wires, int world, double timeout, bool late, Error *e) {
+    Hub *h = hub_open(world, late);
+    int r = 0;
+    while (h && r < world && (wires[r] = end_open(h, r, timeout))) r++;
+    if (r == world) return true;
+    while (--r >= 0) {
+        free(wires[r]);
+        wires[r] = NULL;
+    }
+    if (h) hub_close(h);
+    return fail(e, EXIT_MEMORY, "no memory for the wire between %d ranks; use fewer ranks, or free some memory", world);
 }

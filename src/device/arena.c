@@ -42,9 +42,26 @@ void arena_reset(Arena *a, Mark m) {
     memcpy(a->by, m.by, sizeof a->by);
 }
 
+/* On sim the sizes of a user's configuration may ask for more than any machine has. What lies beyond the arena's end
+ * gets an address of its own there and is no longer counted: the rank goes on as its peers do, to where failures are
+ * asked for. */
+static bool beyond_end(Arena *a, size_t bytes) {
+    if (!a->device->sim || a->tier != TIER_DEVICE || (a->used <= a->capacity && bytes <= a->capacity - a->used))
+        return false;
+    Error e = {0};
+    fail(&e, EXIT_MEMORY,
+         "a rank needs more than %d TiB in its %s arena; use more ranks, a smaller train.sequence_length or "
+         "train.sequences, or more train.micro_batches",
+         1 << (SIM_ARENA_BITS - 40), a->name);
+    device_fail(a->device, &e);
+    return true;
+}
+
 static void *take(Arena *a, size_t bytes) {
     size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    MUST(rounded >= bytes && rounded <= a->capacity - a->used); /* the plan is a contract */
+    bool beyond = beyond_end(a, rounded);
+    MUST(rounded >= bytes && (beyond || rounded <= a->capacity - a->used)); /* the plan is a contract */
+    if (beyond) rounded = ALIGNMENT;
     void *p = a->base + a->used;
     a->used += rounded;
     a->by[a->device->component] += rounded;

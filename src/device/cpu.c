@@ -10,11 +10,16 @@
 
 static bool cpu_open(Device *d, Error *e) {
     bool late = strcmp(d->name, "cpu:late") == 0;
-    for (int i = 0; i < STREAM_COUNT; i++)
-        if (late || i == STREAM_NETWORK) d->stream[i].queue = queue_open(&d->stream[i], late);
+    for (int i = 0; i < STREAM_COUNT; i++) {
+        if (!late && i != STREAM_NETWORK) continue;
+        d->stream[i].queue = queue_open(&d->stream[i], late, e);
+        if (!d->stream[i].queue) return false;
+    }
     d->pool = pool_open(d->threads);
     return d->pool || fail(e, EXIT_MEMORY,
-                           "cannot start %d threads or their scratch memory; device %s; use a smaller compute.threads",
+                           "cannot start %d threads or their scratch memory; device %s; use a smaller "
+                           "compute.threads or fewer ranks, or raise the limits of processes and of address space "
+                           "(ulimit -u, ulimit -v)",
                            d->threads, d->name);
 }
 

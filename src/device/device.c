@@ -41,6 +41,15 @@ static const Backend *backend_named(const char *name) {
     return NULL;
 }
 
+bool device_counts(const char *name) {
+    return backend_named(name) == &backend_sim;
+}
+
+static Device *no_memory(Error *e) {
+    fail(e, EXIT_MEMORY, "no memory for a device; use fewer ranks, or free some memory");
+    return NULL;
+}
+
 Device *device_open(const char *name, int threads, const struct Kernels *kernels, Error *e) {
     const Backend *backend = backend_named(name);
     if (!backend) {
@@ -48,7 +57,7 @@ Device *device_open(const char *name, int threads, const struct Kernels *kernels
         return NULL;
     }
     Device *d = calloc(1, sizeof *d);
-    MUST(d);
+    if (!d) return no_memory(e);
     d->name = name;
     d->backend = backend;
     d->threads = threads;
@@ -57,6 +66,10 @@ Device *device_open(const char *name, int threads, const struct Kernels *kernels
     d->layer = -1;
     d->failure = failure_open();
     for (int i = 0; i < STREAM_COUNT; i++) d->stream[i] = (Stream){.device = d, .kind = (StreamKind)i};
+    if (!d->failure) {
+        free(d);
+        return no_memory(e);
+    }
     if (backend->open(d, e)) return d;
     device_close(d);
     return NULL;
@@ -95,14 +108,14 @@ bool charge(Stream *s, Cost c) {
     OpCount *count = &d->meter.op[c.op];
     count->calls++;
     count->flops += c.flops;
-    count->bytes += c.bytes;
+    count->bytes += (double)c.bytes;
     d->meter.flops[d->component] += c.flops;
     Label l = stream_label(s, WORK_OP, c.op);
     if (!d->sim) {
         s->charged = c.bytes > 0 ? l : (Label){0}; /* what touches no byte is not launched */
         return true;
     }
-    double compute = (double)c.flops / d->flops_per_s[c.rate], memory = (double)c.bytes / d->bytes_per_s;
+    double compute = c.flops / d->flops_per_s[c.rate], memory = (double)c.bytes / d->bytes_per_s;
     double seconds = compute > memory ? compute : memory;
     count->seconds += seconds;
     s->clock += seconds;

@@ -44,7 +44,9 @@ const char *component_name(Component c);
 /* ---- Arenas ----------------------------------------------------------------------------------- */
 
 /* One reservation in one place. `used` never exceeds `capacity` (MUST): the capacity comes from the plan, made by
- * this very code on sim, where capacity is unlimited. Not thread safe: a rank allocates from its own thread. */
+ * this very code on sim. There a device arena ends at 2^SIM_ARENA_BITS bytes, and what would need more fails
+ * the device (EXIT_MEMORY). Not thread safe: a rank allocates from its own thread. */
+enum { SIM_ARENA_BITS = 50 }; /* 1 PiB: more than a rank of any machine has */
 typedef struct Arena {
     const char *name;
     Device *device;
@@ -93,10 +95,12 @@ void stream_copy(Stream *s, Tensor to, Tensor from);
 
 /* ---- Launching: for front doors only ---------------------------------------------------------- */
 
-/* What an op costs: floating-point operations, and bytes read and written in memory. */
+/* What an op costs: floating-point operations, and bytes read and written in memory. FLOPs are counted in double,
+ * exact to 2^53 and never too many: an op on sizes that fit may have more than 2^63. */
 typedef struct {
     int op;
-    int64_t flops, bytes;
+    double flops;
+    int64_t bytes;
     RateKind rate; /* that sim counts the FLOPs at */
 } Cost;
 
@@ -161,7 +165,8 @@ const Error *device_failed(Device *d);
 enum { MAX_OPS = 40, MAX_GROUPS = 16, MAX_COLLECTIVES = 8 };
 
 typedef struct {
-    int64_t calls, flops, bytes;
+    int64_t calls;
+    double flops, bytes;
     double seconds; /* measured when the device profiles; on sim predicted */
 } OpCount;
 
@@ -173,7 +178,7 @@ typedef struct {
 /* Everything that happened on a device since meter_clear. Identical on cpu and sim for the same run. */
 typedef struct {
     OpCount op[MAX_OPS];
-    int64_t flops[COMPONENT_COUNT];
+    double flops[COMPONENT_COUNT];
     TrafficCount traffic[MAX_GROUPS][MAX_COLLECTIVES];
     int64_t copied_up, copied_down;
 } Meter;
@@ -214,6 +219,7 @@ struct Device {
 /* `kernels` comes from ops/kernels.h (kernels_for). */
 Device *device_open(const char *name, int threads, const struct Kernels *kernels, Error *e);
 void device_close(Device *d);
+bool device_counts(const char *name); /* sim:NAME: it counts and runs nothing */
 Component device_component(Device *d,
                            Component c); /* sets what the next charges and allocations are for; returns the old */
 void meter_clear(Device *d);

@@ -15,12 +15,12 @@ static void sim_close(Device *d) {
     (void)d;
 }
 
-/* Addresses from 2^54 on are beyond what x86-64 and arm64 give to a process. A device's arenas lie 2^50 bytes
- * apart. */
+/* Addresses from 2^54 on are beyond what x86-64 and arm64 give to a process. A device's arenas lie as far apart as two
+ * of them are long: what is asked for beyond the end of one has an address that nothing else has. */
 static char *nobodys_address(const Device *d) {
     size_t arenas = 0;
     for (const Arena *a = d->arenas; a; a = a->next) arenas++;
-    return (char *)((uintptr_t)1 << 54) + (arenas << 50);
+    return (char *)((uintptr_t)1 << 54) + (arenas << (SIM_ARENA_BITS + 1));
 }
 
 static bool sim_reserve(Arena *a, Error *e) {

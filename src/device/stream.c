@@ -3,6 +3,7 @@
  * here". */
 #include "device/stream.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -22,7 +23,7 @@ struct StreamQueue {
     Stream *stream;
     pthread_t thread;
     pthread_mutex_t lock;
-    pthread_cond_t moved; /* issued, done or closing changed */
+    pthread_cond_t moved;          /* issued, done or closing changed */
     _Atomic uint64_t issued, done; /* change under the lock */
     bool closing;
     unsigned late; /* state of the delays' generator; 0: no delays */
@@ -39,8 +40,7 @@ struct DeviceFailure {
 
 struct DeviceFailure *failure_open(void) {
     struct DeviceFailure *f = calloc(1, sizeof *f);
-    MUST(f);
-    pthread_mutex_init(&f->lock, NULL);
+    if (f) pthread_mutex_init(&f->lock, NULL);
     return f;
 }
 
@@ -144,15 +144,29 @@ static void enqueue(struct StreamQueue *q, LaunchFunction fn, const void *args, 
     pthread_cond_broadcast(&q->moved);
 }
 
-struct StreamQueue *queue_open(Stream *s, bool late) {
+static void queue_free(struct StreamQueue *q) {
+    pthread_cond_destroy(&q->moved);
+    pthread_mutex_destroy(&q->lock);
+    free(q);
+}
+
+struct StreamQueue *queue_open(Stream *s, bool late, Error *e) {
     struct StreamQueue *q = calloc(1, sizeof *q);
-    MUST(q);
-    q->stream = s;
-    q->late = late ? 1 + (unsigned)s->kind : 0;
-    pthread_mutex_init(&q->lock, NULL);
-    pthread_cond_init(&q->moved, NULL);
-    MUST(pthread_create(&q->thread, NULL, work_through, q) == 0);
-    return q;
+    int refused = q ? 0 : ENOMEM;
+    if (q) {
+        q->stream = s;
+        q->late = late ? 1 + (unsigned)s->kind : 0;
+        pthread_mutex_init(&q->lock, NULL);
+        pthread_cond_init(&q->moved, NULL);
+        refused = pthread_create(&q->thread, NULL, work_through, q);
+    }
+    if (refused == 0) return q;
+    if (q) queue_free(q);
+    fail(e, EXIT_MEMORY,
+         "cannot start the thread of the %s stream: %s; device %s; use fewer ranks or a smaller compute.threads, or "
+         "raise the limits of processes and of address space (ulimit -u, ulimit -v)",
+         stream_name(s->kind), strerror(refused), s->device->name);
+    return NULL;
 }
 
 void queue_close(struct StreamQueue *q) {
@@ -162,9 +176,7 @@ void queue_close(struct StreamQueue *q) {
     pthread_cond_broadcast(&q->moved);
     pthread_mutex_unlock(&q->lock);
     pthread_join(q->thread, NULL);
-    pthread_cond_destroy(&q->moved);
-    pthread_mutex_destroy(&q->lock);
-    free(q);
+    queue_free(q);
 }
 
 /* ---- The contract ----------------------------------------------------------------------------- */

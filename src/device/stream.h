@@ -5,9 +5,9 @@
 
 #include "device/device.h"
 
-struct StreamQueue *queue_open(Stream *s, bool late); /* late: random delays (tests) */
-void queue_close(struct StreamQueue *q);              /* after all its work; NULL: none */
-struct DeviceFailure *failure_open(void);
+struct StreamQueue *queue_open(Stream *s, bool late, Error *e); /* late: random delays (tests); NULL: no thread */
+void queue_close(struct StreamQueue *q);                        /* after all its work; NULL: none */
+struct DeviceFailure *failure_open(void);                       /* NULL: no memory */
 void failure_close(struct DeviceFailure *f);
 
 void queue_launch(Stream *s, LaunchFunction fn, const void *args, size_t bytes); /* stream_launch */

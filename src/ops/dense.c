@@ -39,7 +39,7 @@ static Product product_of(Tensor outer, Tensor inner, Tensor w, const int64_t *r
 /* `touched`: bytes of the operands that have a row per token; `weight_bytes`: of one element of w, each time
  * it is touched. */
 static void product_run(Stream *s, Op op, Product p, int64_t touched, size_t weight_bytes, LinearArgs args) {
-    int64_t flops = 2 * p.rows * p.n * p.k;
+    double flops = 2.0 * (double)p.rows * (double)p.n * (double)p.k;
     int64_t bytes = touched + p.experts_used * p.n * p.k * (int64_t)weight_bytes;
     op_run(s, op, args.left.type, flops, bytes, &args, sizeof args);
 }

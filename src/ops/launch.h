@@ -54,7 +54,7 @@ static inline RateKind op_rate(Op op) {
 
 /* `type` is that of the op's real tensors: it picks the column of the table. An op that touches no byte has nothing
  * to do: it is counted and not launched. */
-static inline void op_run(Stream *s, Op op, int type, int64_t flops, int64_t bytes, const void *args,
+static inline void op_run(Stream *s, Op op, int type, double flops, int64_t bytes, const void *args,
                           size_t args_bytes) {
     bool run = charge(s, (Cost){.op = op, .flops = flops, .bytes = bytes, .rate = op_rate(op)});
     if (!run || bytes == 0) return;

@@ -69,8 +69,8 @@ void attention(Stream *s, Tensor out, Tensor lse, Tensor q, Tensor k, Tensor v, 
     MUST(real_or_sum(out.type, q.type) && tensor_is(out, out.type, DIM(queries, heads, d)));
     MUST(tensor_is(lse, type_sum(q.type), DIM(heads, queries)));
     AttentionArgs args = {.out = out, .lse = lse, .q = q, .k = k, .v = v, .first = first, .last = last, .shape = shape};
-    op_run(s, OP_ATTENTION, q.type, 4 * d * heads * shape.pairs, BYTES_OF(out, lse, q, k, v, first, last), &args,
-           sizeof args);
+    op_run(s, OP_ATTENTION, q.type, 4.0 * (double)(d * heads) * (double)shape.pairs,
+           BYTES_OF(out, lse, q, k, v, first, last), &args, sizeof args);
 }
 
 void attention_merge(Stream *s, Tensor out, Tensor lse, Tensor part, Tensor part_lse) {
@@ -113,6 +113,6 @@ void attention_backward(Stream *s, Tensor dq, Tensor dk, Tensor dv, Tensor delta
                           .delta = delta,
                           .dout = dout,
                           .shape = shape};
-    op_run(s, OP_ATTENTION_BACKWARD, q.type, 10 * d * heads * shape.pairs,
+    op_run(s, OP_ATTENTION_BACKWARD, q.type, 10.0 * (double)(d * heads) * (double)shape.pairs,
            BYTES_OF(dq, dk, dv, delta, dout, lse, q, k, v, first, last, keys), &args, sizeof args);
 }

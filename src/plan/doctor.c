@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const char *usage = "mop doctor [--out FILE.json] [--compare FILE.json|NAME] [--disk DIR] [--step CONFIG]";
@@ -43,16 +44,30 @@ static bool read_arguments(Arguments *a, int argc, char **argv, Error *e) {
     return true;
 }
 
+/* On standard error where the figures go elsewhere, so that whoever waits sees what for. */
+static void say(const char *what, int threads) {
+    if (isatty(STDOUT_FILENO)) return; /* there each figure shows as soon as it is known */
+    fprintf(stderr, "mop: doctor: measuring %s", what);
+    if (threads > 0) fprintf(stderr, " with %d thread%s", threads, threads == 1 ? "" : "s");
+    fprintf(stderr, "\n");
+}
+
 static bool measure(Report *r, const Host *h, const char *disk, Error *e) {
     for (int threads = 1;; threads = h->threads) {
+        say("the processor and its memory", threads);
         doctor_cpu(r, h, threads, e);
+        if (e->code == EXIT_DONE) say("products", threads);
         if (e->code == EXIT_DONE) doctor_products(r, h, threads, e);
         if (e->code != EXIT_DONE) return false;
         if (threads == h->threads) break;
     }
+    say("products of other libraries", 0);
     doctor_other_products(r, h);
+    say("the disk", 0);
     doctor_disk(r, disk);
-    doctor_threads_wire(r, (int)max64(2, min64(8, h->threads)));
+    int ranks = (int)max64(2, min64(8, h->threads));
+    say("the wire between ranks", ranks);
+    doctor_threads_wire(r, ranks);
     return true;
 }
 
@@ -102,10 +117,21 @@ static bool directory_takes_files(const char *path, Error *e) {
                 strerror(errno), path);
 }
 
+static bool is_directory_for_files(const char *path, Error *e) {
+    struct stat s;
+    int refused = stat(path, &s) != 0              ? errno
+                  : !S_ISDIR(s.st_mode)            ? ENOTDIR
+                  : access(path, W_OK | X_OK) != 0 ? errno
+                                                   : 0;
+    return refused == 0 ||
+           fail(e, EXIT_IO, "--disk: no file can be made there: %s; %s; make the directory, or name another",
+                strerror(refused), path);
+}
+
 static bool possible(const Arguments *a, Error *e) {
     Machine other;
-    return (!a->out || directory_takes_files(a->out, e)) && (!a->compare || machine_open(a->compare, &other, e)) &&
-           (!a->step || doctor_step_possible(a->step, e));
+    return (!a->disk || is_directory_for_files(a->disk, e)) && (!a->out || directory_takes_files(a->out, e)) &&
+           (!a->compare || machine_open(a->compare, &other, e)) && (!a->step || doctor_step_possible(a->step, e));
 }
 
 int doctor_command(int argc, char **argv) {

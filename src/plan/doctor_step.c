@@ -80,7 +80,10 @@ static int run_and_print(Session *s, const char *config, const char *machine) {
     Taken taken = {0};
     Config sim = *s->config;
     Price *price = calloc((size_t)s->world, sizeof *price);
-    MUST(price);
+    if (!price) {
+        fail(&e, EXIT_MEMORY, "no memory to plan %d ranks; use fewer ranks, or free some memory", s->world);
+        return session_error(&e);
+    }
     snprintf(device, sizeof device, "sim:%s", machine);
     sim.device = device;
     int code = plan_time(&sim, &s->spec, s->world, NULL, price, &e) ? session_run(s, plan_price, take_steps, &taken)

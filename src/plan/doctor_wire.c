@@ -100,7 +100,7 @@ static bool open_rank(Rank *k, const End *end, Error *e) {
     Mesh m;
     int64_t largest = sizes[COUNT(sizes) - 1].bytes / (int64_t)sizeof(float);
     *k = (Rank){.rows = calloc((size_t)end->world, sizeof *k->rows)};
-    MUST(k->rows);
+    if (!k->rows) return fail(e, EXIT_MEMORY, "no memory for a rank; free some memory");
     k->device = device_open("cpu", 1, kernels_for("cpu", e), e);
     if (!k->device || !mesh_plan(&m, &c, end->world, end->wire->rank, e) ||
         !comm_open(&k->comm, &m, end->wire, k->device, e))
@@ -146,7 +146,7 @@ void doctor_threads_wire(Report *r, int ranks) {
     for (int i = 0; i < ranks; i++)
         ends[i] = (End){
             .kind = "threads", .world = ranks, .leads = i == 0, .report = r, .wire = wires[i], .error = &errors[i]};
-    threads_run(ranks, measure_rank, ends);
+    threads_run(ranks, measure_rank, ends, &e);
     for (int i = 0; i < ranks; i++) {
         wires[i]->close(wires[i]);
         if (errors[i].code != EXIT_DONE && e.code == EXIT_DONE) e = errors[i];

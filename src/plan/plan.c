@@ -1,5 +1,8 @@
 /* Plans by running: ranks are sim devices, one thread each, joined by the thread wire so that their clocks meet. */
 #include "plan/plan.h"
+#include "base/limits.h"
+#include "plan/progress.h"
+#include "train/journal.h"
 #include "train/progress.h"
 
 #include <math.h>
@@ -16,18 +19,23 @@ typedef struct {
     Run **runs;
     Trace *trace; /* NULL: none */
     TraceRank **traced;
+    PlanProgress *progress; /* NULL: nobody is told */
 } Pricing;
 
 enum { PRICED_STEP = 2 };
 
 /* Arenas remember their peaks; the meter and the trace are of the second step, which applies the first one's update. */
-static bool price_steps(Run *r, TraceRank *traced, Price *out, Error *e) {
+static bool price_steps(const Pricing *p, Run *r, Error *e) {
+    TraceRank *traced = p->traced[r->comm.mesh.rank];
+    Price *out = &p->out[r->comm.mesh.rank];
     StepResult result;
+    plan_progress_at(p->progress, PROGRESS_STEP_1);
     if (!train_step(r, 0, false, &result, e)) return false;
     meter_clear(r->device);
     double before = r->model.compute->clock;
     Times began = times_now(r);
     trace_begin(traced, PRICED_STEP);
+    plan_progress_at(p->progress, PROGRESS_STEP_2);
     if (!train_step(r, PRICED_STEP - 1, false, &result, e)) return false;
     trace_end(traced);
     double seconds = r->model.compute->clock - before;
@@ -36,9 +44,16 @@ static bool price_steps(Run *r, TraceRank *traced, Price *out, Error *e) {
     Evaluation evaluation;
     int64_t longest = r->config->train_sequence_length;
     int32_t *ids = calloc((size_t)longest + 1, sizeof *ids);
-    MUST(ids);
-    bool ok = evaluate(r, &evaluation, e) && generate(r, ids, longest, 1, (Sampling){0}, e);
+    if (!ids)
+        return fail(e, EXIT_MEMORY, "no memory for a text of %lld tokens; use a smaller train.sequence_length",
+                    (long long)longest);
+    plan_progress_at(p->progress, PROGRESS_EVALUATE);
+    bool ok = evaluate(r, &evaluation, e);
+    plan_progress_at(p->progress, PROGRESS_GENERATE);
+    ok = ok && generate(r, ids, longest, 1, (Sampling){0}, e);
     free(ids);
+    const Error *failed = device_failed(r->device);
+    if (ok && failed) ok = fail(e, failed->code, "%s", failed->text);
     run_price(r, out);
     out->meter = meter;
     out->seconds = seconds;
@@ -50,14 +65,16 @@ static void price_rank(void *context, int rank) {
     Pricing *p = context;
     Error *e = &p->errors[rank];
     p->runs[rank] = run_open(&(Common){.config = p->config, .spec = p->spec}, p->wires[rank], p->device, NULL, e);
-    bool ok = p->runs[rank] && trace_join(p->trace, p->runs[rank], &p->traced[rank], e) &&
-              price_steps(p->runs[rank], p->traced[rank], &p->out[rank], e);
+    plan_progress_at(p->progress, PROGRESS_OPEN);
+    bool ok =
+        p->runs[rank] && trace_join(p->trace, p->runs[rank], &p->traced[rank], e) && price_steps(p, p->runs[rank], e);
+    plan_progress_at(p->progress, PROGRESS_DONE);
     if (!ok) p->wires[rank]->poison(p->wires[rank], e);
 }
 
 /* A run on the CPU is priced on the built-in one. */
 static const char *plan_device(const Config *c) {
-    return strncmp(c->device, "sim:", 4) == 0 ? c->device : "sim:cpu";
+    return device_counts(c->device) ? c->device : "sim:cpu";
 }
 
 static const char *plan_machine(const Config *c) {
@@ -73,9 +90,29 @@ static bool write_trace(const Pricing *p, int world, Error *e) {
     return true;
 }
 
+static bool no_memory(int world, Error *e) {
+    return fail(e, EXIT_MEMORY, "no memory to plan %d ranks; use fewer ranks, or free some memory", world);
+}
+
+/* A rank that only counts still is a thread, with tables of its own. */
+static bool can_plan(const Config *c, const Spec *spec, int world, Error *e) {
+    double rank = run_heap(c, spec, world, true) + 2 * sizeof(Price) + sizeof(Error), gib = 1 << 30;
+    double need = world * rank, have = memory_limit();
+    char what[64];
+    snprintf(what, sizeof what, "a plan of %d ranks", world);
+    if (!threads_fit(world, what, e)) return false;
+    return need <= have ||
+           fail(e, EXIT_MEMORY,
+                "to plan %d rank%s takes about %.1f GiB here, %.3g MiB each, and this machine has %.1f; "
+                "plan fewer ranks, or use a smaller train.sequence_length, a larger "
+                "mixture.dispatch_tokens or fewer train.micro_batches",
+                world, world == 1 ? "" : "s", need / gib, rank / (1 << 20), have / gib);
+}
+
 static bool price_with(const Config *c, const Spec *spec, int world, const char *routing, Trace *trace, Price *out,
                        Error *e) {
     Config sim = *c;
+    if (!can_plan(c, spec, world, e)) return false;
     sim.sim_routing = routing;
     sim.sim_record = "";
     Pricing p = {.config = &sim, .spec = spec, .out = out, .device = plan_device(c), .trace = trace};
@@ -83,12 +120,14 @@ static bool price_with(const Config *c, const Spec *spec, int world, const char 
     p.errors = calloc((size_t)world, sizeof *p.errors);
     p.runs = calloc((size_t)world, sizeof(Run *));
     p.traced = calloc((size_t)world, sizeof *p.traced);
-    MUST(p.wires && p.errors && p.runs && p.traced);
-    bool ok = wire_threads_open(p.wires, world, 300, false, e);
-    if (ok) threads_run(world, price_rank, &p);
+    bool room = (p.wires && p.errors && p.runs && p.traced) || no_memory(world, e);
+    bool ok = room && wire_threads_open(p.wires, world, 300, false, e);
+    if (ok) p.progress = plan_progress_open(spec, p.wires, world, routing);
+    ok = ok && threads_run(world, price_rank, &p, e);
+    plan_progress_close(p.progress);
     for (int r = 0; r < world; r++) ok = ok && p.errors[r].code == EXIT_DONE;
     if (ok && trace) ok = write_trace(&p, world, e);
-    for (int r = 0; r < world; r++) {
+    for (int r = 0; room && r < world; r++) {
         run_close(p.runs[r]);
         if (p.wires[r]) p.wires[r]->close(p.wires[r]);
         if (p.errors[r].code == EXIT_DONE) continue;
@@ -239,8 +278,8 @@ static bool print_time(const Config *c, int world, double seconds, FILE *f, Erro
 
 bool plan_print(const Config *c, const Spec *spec, int world, Trace *trace, FILE *f, Error *e) {
     Price *worst = calloc((size_t)world, sizeof *worst), *usual = calloc((size_t)world, sizeof *usual);
-    MUST(worst && usual);
-    bool ok = plan_price(c, spec, world, worst, e) && plan_time(c, spec, world, trace, usual, e);
+    bool ok = (worst && usual) || no_memory(world, e);
+    ok = ok && plan_price(c, spec, world, worst, e) && plan_time(c, spec, world, trace, usual, e);
     if (ok) {
         int r = heaviest(worst, world);
         fprintf(f, "model     %s, %s parameters, %s active\n", spec->family->model_type,

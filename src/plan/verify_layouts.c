@@ -3,6 +3,7 @@
  * that are threads, and every rank compares what it holds with the reference, so that a layout costs no more than its
  * run. */
 #include "plan/verify_layouts.h"
+#include "base/limits.h"
 
 #include "plan/layouts.h"
 #include "plan/plan.h"
@@ -69,7 +70,7 @@ typedef struct {
  * compare it. */
 typedef struct {
     void (*result)(Verification *v, Run *r, const StepResult *one);
-    void (*tensor)(Verification *v, Run *r, int which);
+    bool (*tensor)(Verification *v, Run *r, int which, Error *e);
 } Look;
 
 static bool train_steps(Session *s, Run *r, Look look, Error *e) {
@@ -80,11 +81,12 @@ static bool train_steps(Session *s, Run *r, Look look, Error *e) {
         if (!train_step(r, i, false, &one, e)) return false;
         MUST(run_within(r, &s->price[r->comm.mesh.rank]));
         look.result(v, r, &one);
-        if (i == 0) look.tensor(v, r, GRADIENT);
+        if (i == 0 && !look.tensor(v, r, GRADIENT, e)) return false;
     }
     store_flush(r->store);
-    for (int i = WEIGHT; i < TENSORS; i++) look.tensor(v, r, i);
-    return true;
+    bool ok = true;
+    for (int i = WEIGHT; ok && i < TENSORS; i++) ok = look.tensor(v, r, i, e);
+    return ok;
 }
 
 static void keep_result(Verification *v, Run *r, const StepResult *one) {
@@ -92,9 +94,10 @@ static void keep_result(Verification *v, Run *r, const StepResult *one) {
     v->step[one->step] = *one;
 }
 
-static void keep_tensor(Verification *v, Run *r, int which) {
-    v->reference[which] = collection_open(&r->store, 1);
+static bool keep_tensor(Verification *v, Run *r, int which, Error *e) {
+    if (!collection_open(&v->reference[which], &r->store, 1, e)) return false;
     collection_take(&v->reference[which], r->store, tensors[which].kind);
+    return true;
 }
 
 static bool take_reference(Session *s, Run *r, Error *e) {
@@ -126,9 +129,11 @@ static void compare_result(Verification *v, Run *r, const StepResult *one) {
         worst[i] = fmax(worst[i], relative(number_of(one, i), number_of(&v->step[one->step], i)));
 }
 
-static void compare_tensor(Verification *v, Run *r, int which) {
+static bool compare_tensor(Verification *v, Run *r, int which, Error *e) {
+    (void)e;
     collection_deviate(v->finding[r->comm.mesh.rank].deviation[which], &v->reference[which], r->store,
                        tensors[which].kind);
+    return true;
 }
 
 static bool compare_rank(Session *s, Run *r, Error *e) {
@@ -137,21 +142,26 @@ static bool compare_rank(Session *s, Run *r, Error *e) {
 
 /* ---- One layout -------------------------------------------------------------------------------- */
 
-/* [ranks][tensors], a rank's where its Finding points. */
+/* [ranks][tensors], a rank's where its Finding points; NULL: no memory. */
 static Deviation *open_deviations(Verification *v, int ranks, int which) {
     int64_t n = v->reference[which].count;
     Deviation *all = calloc((size_t)(ranks * n), sizeof *all);
-    MUST(all);
-    for (int r = 0; r < ranks; r++) v->finding[r].deviation[which] = all + r * n;
+    for (int r = 0; all && r < ranks; r++) v->finding[r].deviation[which] = all + r * n;
     return all;
 }
 
+static int no_memory(int ranks) {
+    Error e = {0};
+    fail(&e, EXIT_MEMORY, "no memory for the results of %d ranks; use fewer --ranks, or free some memory", ranks);
+    return session_error(&e);
+}
+
 static int compare_layout(Verification *v, Session *s, Comparison *out) {
-    Deviation *deviations[TENSORS];
+    Deviation *deviations[TENSORS] = {NULL};
     v->finding = calloc((size_t)s->world, sizeof *v->finding);
-    MUST(v->finding);
-    for (int i = 0; i < TENSORS; i++) deviations[i] = open_deviations(v, s->world, i);
-    int code = session_run(s, plan_price, compare_rank, v);
+    bool room = v->finding != NULL;
+    for (int i = 0; room && i < TENSORS; i++) room = (deviations[i] = open_deviations(v, s->world, i));
+    int code = room ? session_run(s, plan_price, compare_rank, v) : no_memory(s->world);
     *out = (Comparison){0};
     for (int i = 0; code == EXIT_DONE && i < NUMBERS; i++)
         for (int r = 0; r < s->world; r++) out->number[i] = fmax(out->number[i], v->finding[r].number[i]);
@@ -243,8 +253,8 @@ static void print_end(const Verification *v, int64_t agree, int64_t compared, in
 static bool all_fit(const Verification *v, Session *s, const Layouts *all, Error *e) {
     double kept = TENSORS * sizeof(double) * (double)spec_parameters(&s->spec), most = 0, gib = 1 << 30;
     Price *price = calloc(MOST_RANKS, sizeof *price);
-    MUST(price);
-    bool ok = plan_price(&v->alone, &s->spec, 1, price, e);
+    bool ok = price || fail(e, EXIT_MEMORY, "no memory to plan the layouts; free some memory");
+    ok = ok && plan_price(&v->alone, &s->spec, 1, price, e);
     if (ok) most = price_bytes(price, 1);
     for (int64_t i = 0; ok && i < all->count; i++) {
         const Config *c = &all->layout[i];
@@ -254,11 +264,12 @@ static bool all_fit(const Verification *v, Session *s, const Layouts *all, Error
         if (ok) most = fmax(most, price_bytes(price, (int)c->ranks));
     }
     free(price);
-    if (!ok || most + kept <= memory_physical()) return ok;
+    double have = memory_limit();
+    if (!ok || most + kept <= have) return ok;
     return fail(e, EXIT_MEMORY,
                 "the largest layout needs up to %.1f GiB, the results to compare it with %.1f, and this machine has "
                 "%.1f; use fewer --ranks, or a smaller model, train.sequences or train.sequence_length",
-                most / gib, kept / gib, memory_physical() / gib);
+                most / gib, kept / gib, have / gib);
 }
 
 static int compare_all(Verification *v, Session *s, const Layouts *all) {
@@ -309,7 +320,7 @@ static bool check(const Config *own, const VerifyOptions *o, Error *e) {
         return fail(e, EXIT_USAGE, "verify-layouts makes its own ranks, threads of one process; leave mpirun out");
     if (!precision_named(o->type))
         return fail(e, EXIT_USAGE, "--type is \"%s\"; it must be fp64 or fp32", text_shown(o->type).text);
-    if (own->device[0] == 's')
+    if (device_counts(own->device))
         return fail(e, EXIT_USAGE, "device %s only meters, and has nothing to compare; use device cpu", own->device);
     return true;
 }
@@ -324,7 +335,10 @@ int verify_layouts_command(const Config *own, const VerifyOptions *o) {
     c.sim_record = ""; /* a file */
     Verification v = {.precision = precision_named(o->type), .steps = o->steps, .alone = layout_alone(&c)};
     v.step = calloc((size_t)o->steps, sizeof *v.step);
-    MUST(v.step);
+    if (!v.step) {
+        fail(&e, EXIT_MEMORY, "no memory for the results of %lld steps; use fewer --steps", (long long)o->steps);
+        return session_error(&e);
+    }
     int code = session_open(&s, &v.alone, &e) && session_data(&s, &e)
                    ? verify(&v, &s, &c, o, (int)(o->ranks > 0 ? o->ranks : usual))
                    : session_error(&e);

@@ -26,12 +26,19 @@ static NamedTensor named(const Slice *s) {
     return t;
 }
 
-Collection collection_open(Store *const *stores, int count) {
+static bool no_memory(Collection *c, Error *e) {
+    collection_free(c);
+    return fail(e, EXIT_MEMORY,
+                "no memory for a copy of all tensors in fp64; use a smaller model, or free some memory");
+}
+
+bool collection_open(Collection *out, Store *const *stores, int count, Error *e) {
     int64_t most = 0, kept = 0;
+    *out = (Collection){0};
     const Slice *slice;
     for (int i = 0; i < count; i++) most += store_slices(stores[i], &slice);
-    Collection c = {.tensor = calloc((size_t)most, sizeof *c.tensor)};
-    MUST(c.tensor);
+    Collection c = {.tensor = calloc((size_t)most + 1, sizeof *c.tensor)};
+    if (!c.tensor) return no_memory(&c, e);
     for (int i = 0; i < count; i++) {
         int64_t n = store_slices(stores[i], &slice);
         for (int64_t j = 0; j < n; j++) c.tensor[c.count++] = named(&slice[j]);
@@ -42,9 +49,10 @@ Collection collection_open(Store *const *stores, int count) {
     c.count = kept;
     for (int64_t i = 0; i < kept; i++) {
         c.tensor[i].value = calloc((size_t)c.tensor[i].count, sizeof(double));
-        MUST(c.tensor[i].value);
+        if (!c.tensor[i].value) return no_memory(&c, e);
     }
-    return c;
+    *out = c;
+    return true;
 }
 
 void collection_free(Collection *c) {

@@ -19,7 +19,8 @@ typedef struct {
 } Collection;
 
 /* Every tensor of which one of these stores holds a slice; values are 0. */
-Collection collection_open(Store *const *stores, int count);
+bool collection_open(Collection *out, Store *const *stores, int count,
+                     Error *e); /* false (EXIT_MEMORY): nothing to free */
 void collection_free(Collection *c);
 NamedTensor *collection_find(const Collection *c, const char *name); /* it must be there */
 /* Copies in what this store owns of it; the stores of a run together own every element once, and may all do so at the

@@ -97,15 +97,24 @@ static void slice_entry(Layout *l, int64_t part, const Entry *e, const Spec *spe
     }
 }
 
-Layout *layout_open(const Spec *spec, const Mesh *mesh) {
+/* The parts, and room for what slices they have. */
+static bool make_room(Layout *l, bool slices) {
+    l->part = calloc((size_t)l->parts, sizeof *l->part);
+    if (!slices || !l->part) return l->part != NULL;
+    l->slice = calloc((size_t)l->parts * (PARAMETER_COUNT + 3 * (size_t)l->experts.here), sizeof *l->slice);
+    return l->slice != NULL;
+}
+
+Layout *layout_open(const Spec *spec, const Mesh *mesh, bool slices) {
     Layout *l = calloc(1, sizeof *l);
-    MUST(l);
+    if (!l) return NULL;
     l->experts = axis_share(&mesh->axis[AXIS_EXPERT], spec->experts);
     l->vocabulary = axis_share(&mesh->axis[AXIS_VOCABULARY], spec->vocabulary);
     l->parts = spec->layers + 2;
-    l->part = calloc((size_t)l->parts, sizeof *l->part);
-    l->slice = calloc((size_t)l->parts * (PARAMETER_COUNT + 3 * (size_t)l->experts.here), sizeof *l->slice);
-    MUST(l->part && l->slice);
+    if (!make_room(l, slices)) {
+        layout_close(l);
+        return NULL;
+    }
     for (int64_t i = 0; i < l->parts; i++) {
         PartLayout *p = &l->part[i];
         p->layer = i == 0 || i == l->parts - 1 ? -1 : i - 1;
@@ -116,7 +125,7 @@ Layout *layout_open(const Spec *spec, const Mesh *mesh) {
         else
             lay_out(p, spec, mesh, l, layer_parameters, COUNT(layer_parameters));
     }
-    for (int64_t i = 0; i < l->parts; i++)
+    for (int64_t i = 0; slices && i < l->parts; i++)
         for (int j = 0; j < l->part[i].entries; j++) slice_entry(l, i, &l->part[i].entry[j], spec, mesh);
     return l;
 }

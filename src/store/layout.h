@@ -51,7 +51,8 @@ typedef struct {
     Slice *slice;
 } Layout;
 
-Layout *layout_open(const Spec *spec, const Mesh *mesh);
+/* Without `slices` there are none: sim has no bytes to name. NULL: no memory. */
+Layout *layout_open(const Spec *spec, const Mesh *mesh, bool slices);
 void layout_close(Layout *l);
 /* The elements of an entry that this rank keeps, possibly none: their place in the kept vector. */
 typedef struct {

@@ -115,10 +115,16 @@ static void open_norms(Store *s) {
     s->gathered = arena_tensor(&s->arenas.gradients, FP64, DIM(s->comm->mesh.world));
 }
 
+static Store *no_memory(Store *s, Error *e) {
+    store_close(s);
+    fail(e, EXIT_MEMORY, "no memory for the table of a rank's weights; use fewer ranks, or free some memory");
+    return NULL;
+}
+
 Store *store_open(const Config *c, const Spec *spec, Comm *comm, const size_t capacity[4], Error *e) {
     Store *s = calloc(1, sizeof *s);
-    MUST(s);
     Device *d = comm->device;
+    if (!s) return no_memory(NULL, e);
     *s = (Store){.spec = spec,
                  .comm = comm,
                  .device = d,
@@ -126,9 +132,9 @@ Store *store_open(const Config *c, const Spec *spec, Comm *comm, const size_t ca
                  .sum = type_sum(c->compute_type),
                  .compute = &d->stream[STREAM_COMPUTE],
                  .network = &d->stream[STREAM_NETWORK]};
-    s->layout = layout_open(spec, &comm->mesh);
-    s->part = calloc((size_t)s->layout->parts, sizeof *s->part);
-    MUST(s->part);
+    s->layout = layout_open(spec, &comm->mesh, !d->sim);
+    if (s->layout) s->part = calloc((size_t)s->layout->parts, sizeof *s->part);
+    if (!s->part) return no_memory(s, e);
     bool ok = arena_open(&s->arenas.weights, d, "weights", TIER_DEVICE, capacity[0], e) &&
               arena_open(&s->arenas.state, d, "optimizer", TIER_DEVICE, capacity[1], e) &&
               arena_open(&s->arenas.gradients, d, "gradients", TIER_DEVICE, capacity[2], e) &&
@@ -378,7 +384,7 @@ static void name_bad(const Store *s, char *out, size_t bytes) {
 static bool find_bad(Store *s, GradientNorm *out, Error *e) {
     int world = s->comm->mesh.world;
     char mine[sizeof out->bad], *all = calloc((size_t)world, sizeof mine);
-    MUST(all);
+    if (!all) return fail(e, EXIT_MEMORY, "no memory to ask %d ranks for their gradients; use fewer ranks", world);
     name_bad(s, mine, sizeof mine);
     bool ok = host_gather(s->comm, all, mine, sizeof mine, e);
     for (int r = world - 1; ok && r >= 0; r--) {
@@ -388,6 +394,18 @@ static bool find_bad(Store *s, GradientNorm *out, Error *e) {
     }
     free(all);
     return ok;
+}
+
+/* In the order of the ranks: the same bits everywhere. */
+static double sum_of_ranks(const Store *s) {
+    double some[512], sum = 0;
+    int64_t world = s->comm->mesh.world;
+    for (int64_t first = 0; first < world; first += (int64_t)COUNT(some)) {
+        int64_t n = min64((int64_t)COUNT(some), world - first);
+        device_read(s->compute, some, tensor_rows(s->gathered, first, n), READ_NORMS);
+        for (int64_t r = 0; r < n; r++) sum += some[r];
+    }
+    return sum;
 }
 
 bool store_norm(Store *s, GradientNorm *out, Error *e) {
@@ -400,11 +418,8 @@ bool store_norm(Store *s, GradientNorm *out, Error *e) {
     all_gather(&s->comm->group[AXIS_WORLD], s->network, s->gathered, s->total);
     stream_wait(s->compute, event_record(s->network));
     device_component(s->device, before);
-    double squares[4096], square = 0;
-    MUST(s->comm->mesh.world <= (int)COUNT(squares));
-    device_read(s->compute, squares, s->gathered, READ_NORMS);
+    double square = sum_of_ranks(s);
     if (device_failed(s->device)) return fail(e, device_failed(s->device)->code, "%s", device_failed(s->device)->text);
-    for (int r = 0; r < s->comm->mesh.world; r++) square += squares[r];
     out->norm = sqrt(square);
     out->finite = isfinite(square);
     return out->finite || find_bad(s, out, e);
@@ -492,7 +507,8 @@ typedef struct {
     double deviation; /* 0: all ones */
 } Initialise;
 
-static uint64_t name_hash(const char *name) { /* FNV-1a, the 56 bits that random.h takes */
+/* The steps of FNV-1a from a start of its own, which all random weights so far have; the 56 bits that random.h takes. */
+static uint64_t name_hash(const char *name) {
     uint64_t h = 1469598103934665603ull;
     for (; *name; name++) h = (h ^ (unsigned char)*name) * 1099511628211ull;
     return h >> 8;
@@ -500,10 +516,10 @@ static uint64_t name_hash(const char *name) { /* FNV-1a, the 56 bits that random
 
 static void initialise_chunk(void *context, int64_t chunk, int worker) {
     const Initialise *a = context;
-    (void)worker;
     int64_t from = chunk * CHUNK, n = min64(CHUNK, a->slice->count - from);
     Type sum = a->store->sum;
-    double values[CHUNK];
+    double *values = pool_scratch(a->store->device->pool, worker, CHUNK * (sizeof(double) + sizeof(float)));
+    float *single = (float *)(values + CHUNK);
     for (int64_t i = 0; i < n; i++)
         values[i] = a->deviation == 0 ? 1
                                       : a->deviation * random_normal(a->seed, RANDOM_WEIGHTS, a->name,
@@ -512,7 +528,6 @@ static void initialise_chunk(void *context, int64_t chunk, int worker) {
         put(a->store, a->slice, STORE_MASTER, from, n, values);
         return;
     }
-    float single[CHUNK];
     for (int64_t i = 0; i < n; i++) single[i] = (float)values[i];
     put(a->store, a->slice, STORE_MASTER, from, n, single);
 }

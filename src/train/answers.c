@@ -124,7 +124,10 @@ static FILE *open_file(const char *name, int rank, const char *mode, Error *e) {
 Answers *answers_open(Run *r, Error *e) {
     const char *routing = r->config->sim_routing, *out = r->config->sim_record;
     Answers *a = calloc(1, sizeof *a);
-    MUST(a);
+    if (!a) {
+        fail(e, EXIT_MEMORY, "no memory for a rank; use fewer ranks, or free some memory");
+        return NULL;
+    }
     a->run = r;
     r->device->read_context = a;
     if (r->device->sim) {

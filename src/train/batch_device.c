@@ -97,6 +97,7 @@ static int64_t first_sequence(const Run *r, int rank, int64_t micro, int64_t gro
 typedef struct {
     SequenceSource fill;
     void *context;
+    bool alike;   /* on sim without data: any sequence stands for all */
     int64_t held; /* the sequence that lies in r->one; -1: none */
 } Source;
 
@@ -109,9 +110,19 @@ static const Batch *whole(Run *r, Source *s, int64_t sequence, Error *e) {
     return &r->one;
 }
 
+/* Without data all sequences are alike: a step of billions of them is priced by one. */
+static void place_alike(Run *r, MicroBatch *m, const Batch *one) {
+    Meter *meter = &r->device->meter;
+    int64_t before = meter->copied_up;
+    if (m->sequences == 0) return;
+    run_place(r, m, 0, one);
+    for (int j = 0; j < r->model.cut.ring; j++) m->pairs[j] *= m->sequences;
+    meter->copied_up += (m->sequences - 1) * (meter->copied_up - before);
+}
+
 /* Members that share a sequence lie side by side, so that it is made once for all of them. */
 static bool upload_peers(Run *r, int64_t micro, Source *s, int64_t groups, Error *e) {
-    int64_t most = run_sequences(r, 0, micro); /* the first group has as many as any */
+    int64_t most = s->alike ? 0 : run_sequences(r, 0, micro); /* the first group has as many as any */
     for (int64_t i = 0; i < most; i++)
         for (int64_t j = 0; j < peers_count(r); j++) {
             int rank = peers_rank(r, j);
@@ -127,13 +138,16 @@ static bool upload_peers(Run *r, int64_t micro, Source *s, int64_t groups, Error
 bool run_upload(Run *r, SequenceSource source, void *context, Error *e) {
     const Axis *a = &r->comm.mesh.axis[AXIS_SEQUENCE];
     int64_t groups = r->comm.mesh.world / a->size;
-    Source s = {.fill = source, .context = context, .held = -1};
+    Source s = {.fill = source, .context = context, .alike = r->device->sim && !r->tokens, .held = -1};
     double counts[2] = {0};
     for (int64_t i = 0; i < r->micro_batches; i++) {
         MicroBatch *m = &r->micro[i];
         int64_t first = first_sequence(r, r->comm.mesh.rank, i, groups);
         memset(m->pairs, 0, (size_t)r->model.cut.ring * sizeof *m->pairs);
-        for (int64_t j = 0; j < m->sequences; j++) {
+        const Batch *any = s.alike ? whole(r, &s, 0, e) : NULL;
+        if (s.alike && !any) return false;
+        if (s.alike) place_alike(r, m, any);
+        for (int64_t j = 0; j < m->sequences && !s.alike; j++) {
             const Batch *one = whole(r, &s, first + j * groups, e);
             if (!one) return false;
             run_place(r, m, j, one);

@@ -44,7 +44,7 @@ static bool generate_rank(Session *s, Run *r, Error *e) {
     const GenerateOptions *o = s->context;
     size_t length = strlen(o->prompt);
     int32_t *ids = calloc(length + (size_t)o->tokens + 1, sizeof *ids);
-    MUST(ids);
+    if (!ids) return fail(e, EXIT_MEMORY, "no memory for the text; use fewer --tokens or a shorter --prompt");
     int64_t given = tokenizer_encode(s->tokenizer, o->prompt, length, ids);
     bool ok = open_weights(s, r, e) && generate(r, ids, given, o->tokens, o->sampling, e);
     for (int64_t i = 0; ok && r->comm.mesh.rank == 0 && i < given + o->tokens; i++) {

@@ -141,11 +141,12 @@ bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Er
     int64_t V = r->spec->vocabulary, longest = r->config->train_sequence_length, end = given;
     void *logits = malloc((size_t)V * type_bytes(r->model.sum));
     Candidate *candidates = malloc((size_t)V * sizeof *candidates);
-    Said *all = malloc((size_t)r->comm.mesh.world * sizeof *all);
-    MUST(logits && candidates && all);
+    Said *all = calloc((size_t)r->comm.mesh.world, sizeof *all);
+    bool stop = false;
+    bool ok = (logits && candidates && all) ||
+              fail(e, EXIT_MEMORY, "no memory for the logits of %lld tokens; free some memory", (long long)V);
     store_flush(r->store);
     r->model.evaluating = r->generating = true;
-    bool ok = true, stop = false;
     for (; ok && !stop && end < given + count; end += ok) {
         int64_t context = min64(end, longest);
         r->model.cut.limit = context;

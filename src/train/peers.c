@@ -63,7 +63,7 @@ static bool open_memory(struct Peers *p) {
 bool peers_open(Run *r, Error *e) {
     if (vocabulary_axis(r)->size == 1) return true;
     struct Peers *p = r->peers = calloc(1, sizeof *p);
-    MUST(p);
+    if (!p) return fail(e, EXIT_MEMORY, "no memory for the tokens of other ranks; use fewer ranks");
     p->members = vocabulary_axis(r)->size;
     for (int64_t i = 0; i < r->micro_batches; i++) p->most = max64(p->most, most_of_group(r, i));
     if (!open_memory(p))

@@ -10,8 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const size_t UNLIMITED_DEVICE = (size_t)1 << 50, UNLIMITED_HOST = (size_t)1 << 32;
-
 /* Sequences in micro-batch `micro` of a rank's sequence group: sequence i of a step is group i mod (W / D)'s, whose
  * list is cut into micro-batches that differ by at most one. */
 static int64_t sequences_of(const Config *c, int world, int rank, int64_t micro) {
@@ -20,8 +18,7 @@ static int64_t sequences_of(const Config *c, int world, int rank, int64_t micro)
     return mine / c->train_micro_batches + (micro < mine % c->train_micro_batches);
 }
 
-/* The most tokens that a micro-batch of any rank has. */
-static int64_t largest_batch(const Config *c, int world) {
+int64_t run_largest_batch(const Config *c, int world) {
     Cut cut = cut_of(c);
     int64_t most = 0;
     for (int r = 0; r < cut.ulysses * cut.ring; r++)
@@ -31,7 +28,7 @@ static int64_t largest_batch(const Config *c, int world) {
 
 /* Slots of a micro-batch and rows of a round are numbered in 32 bits: all that may come to one rank must fit. */
 static bool rows_fit(const Config *c, const Spec *spec, int world, Error *e) {
-    double tokens = (double)largest_batch(c, world), round = tokens, k = (double)spec->top_k;
+    double tokens = (double)run_largest_batch(c, world), round = tokens, k = (double)spec->top_k;
     if (c->mixture_dispatch_tokens > 0) round = fmin(round, (double)c->mixture_dispatch_tokens);
     double rows = k * fmax(tokens, round * (double)c->mixture_expert);
     double whole = (double)sequences_of(c, world, 0, 0) * (double)c->train_sequence_length;
@@ -46,6 +43,36 @@ static bool rows_fit(const Config *c, const Spec *spec, int world, Error *e) {
                 "experts, and rows are numbered in 32 bits; "
                 "use a smaller mixture.dispatch_tokens, more train.micro_batches or more ranks",
                 tokens, round, rows);
+}
+
+int64_t run_dispatch_rounds(const Config *c, int world) {
+    int64_t most = run_largest_batch(c, world);
+    return c->mixture_dispatch_tokens > 0 ? max64(1, ceil_div(most, c->mixture_dispatch_tokens)) : 1;
+}
+
+int64_t run_loss_rounds(const Config *c, int world) {
+    int64_t most = run_largest_batch(c, world), tokens = max64(1, c->mixture_loss_chunk / c->mixture_vocabulary);
+    return max64(1, ceil_div(most, tokens));
+}
+
+/* More would be work for days, in a plan too. Layers and micro-batches have their own rounds. */
+static bool rounds_are_few(const Config *c, const Spec *spec, int world, Error *e) {
+    enum { MOST_ROUNDS = 1 << 22 };
+    const struct {
+        const char *key;
+        int64_t rounds, times;
+    } rows[] = {{"mixture.dispatch_tokens", run_dispatch_rounds(c, world), spec->moe_layers},
+                {"mixture.loss_chunk", run_loss_rounds(c, world), 1}};
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        int64_t rounds = rows[i].rounds * rows[i].times * c->train_micro_batches;
+        if (rounds > MOST_ROUNDS)
+            return fail(
+                e, EXIT_USAGE,
+                "%s cuts the up to %lld tokens of a micro-batch into so many parts that a step has %lld rounds, "
+                "and %d are the most; use a larger %s",
+                rows[i].key, (long long)run_largest_batch(c, world), (long long)rounds, MOST_ROUNDS, rows[i].key);
+    }
+    return true;
 }
 
 static bool heads_divide(const Config *c, const Spec *spec, Error *e) {
@@ -71,7 +98,8 @@ bool run_supported(const Config *c, const Spec *spec, int world, Error *e) {
     if (spec->head_dim > MAX_HEAD_SIZE)
         return fail(e, EXIT_DATA, "head_dim %lld is larger than %d, the largest that is built; use another model",
                     (long long)spec->head_dim, MAX_HEAD_SIZE);
-    return mesh_plan(&m, c, world, 0, e) && heads_divide(c, spec, e) && rows_fit(c, spec, world, e);
+    return mesh_plan(&m, c, world, 0, e) && heads_divide(c, spec, e) && rows_fit(c, spec, world, e) &&
+           rounds_are_few(c, spec, world, e);
 }
 
 int64_t run_sequences(const Run *r, int rank, int64_t micro) {
@@ -110,6 +138,12 @@ static bool open_one(Run *r, Error *e) {
                 (long long)S);
 }
 
+static bool no_memory(const Run *r, Error *e) {
+    return fail(e, EXIT_MEMORY,
+                "no memory for the tables of a rank with %lld micro-batches; use fewer ranks or train.micro_batches",
+                (long long)r->micro_batches);
+}
+
 static bool open_batches(Run *r, Error *e) {
     const Cut *cut = &r->model.cut;
     Arena *a = &r->batch_arena;
@@ -128,14 +162,13 @@ static bool open_batches(Run *r, Error *e) {
         m->keys = arena_tensor(a, INT32, DIM(rows));
         m->rows = arena_tensor(a, FP64, DIM(m->sequences));
         m->pairs = calloc((size_t)ring, sizeof *m->pairs);
-        MUST(m->pairs);
+        if (!m->pairs) return no_memory(r, e);
     }
     r->counts = arena_tensor(a, FP64, DIM(2));
     r->stats = arena_tensor(a, FP64, DIM(STAT_LOAD + r->spec->experts));
     r->stats_host = calloc((size_t)(STAT_LOAD + r->spec->experts + 2), sizeof *r->stats_host);
     r->model.load = calloc((size_t)r->spec->experts, sizeof *r->model.load);
-    MUST(r->stats_host && r->model.load);
-    return true;
+    return (r->stats_host && r->model.load) || no_memory(r, e);
 }
 
 /* No member can work for more experts than others have: all but its own, of which the last member has fewest. All
@@ -222,23 +255,31 @@ static bool open_all(Run *r, Wire *wire, const char *device, const size_t *bytes
     if (!open_batches(r, e) || !peers_open(r, e)) return false;
     open_model(r);
     r->answers = answers_open(r, e);
-    return r->answers != NULL;
+    if (!r->answers) return false;
+    const Error *failed = device_failed(r->device); /* sim: more than any machine has */
+    return !failed || fail(e, failed->code, "%s", failed->text);
 }
 
 Run *run_open(const Common *common, Wire *wire, const char *device, const Price *sizes, Error *e) {
     const Config *c = common->config;
     const Spec *spec = common->spec;
+    enum { HOST_SPARE = 1 << 20 };
     size_t bytes[ARENA_COUNT];
     for (int a = 0; a < ARENA_COUNT; a++)
-        bytes[a] = sizes ? sizes->bytes[a] : a == ARENA_HOST ? UNLIMITED_HOST : UNLIMITED_DEVICE;
+        bytes[a] = sizes             ? sizes->bytes[a]
+                   : a == ARENA_HOST ? (size_t)run_host_bytes(c, spec, wire->world) + HOST_SPARE
+                                     : (size_t)1 << SIM_ARENA_BITS;
     Run *r = calloc(1, sizeof *r);
-    MUST(r);
+    if (!r) {
+        fail(e, EXIT_MEMORY, "no memory for a rank; use fewer ranks, or free some memory");
+        return NULL;
+    }
     *r = (Run){.config = c, .spec = spec, .tokens = common->tokens, .micro_batches = c->train_micro_batches};
     r->micro = calloc((size_t)r->micro_batches, sizeof *r->micro);
     r->saved = calloc((size_t)(r->micro_batches * spec->layers), sizeof *r->saved);
     r->marks = calloc((size_t)spec->layers, sizeof *r->marks);
-    MUST(r->micro && r->saved && r->marks);
-    if (open_all(r, wire, device, bytes, common, e)) return r;
+    bool ok = (r->micro && r->saved && r->marks) || no_memory(r, e);
+    if (ok && open_all(r, wire, device, bytes, common, e)) return r;
     run_close(r);
     return NULL;
 }
@@ -255,7 +296,7 @@ void run_close(Run *r) {
     arena_close(&r->batch_arena);
     arena_close(&r->host);
     device_close(r->device);
-    for (int64_t i = 0; i < r->micro_batches; i++) free(r->micro[i].pairs);
+    for (int64_t i = 0; r->micro && i < r->micro_batches; i++) free(r->micro[i].pairs);
     free(r->one.token);
     free(r->one.real);
     free(r->stats_host);

@@ -90,6 +90,16 @@ Arena *run_arena(Run *r, ArenaName a);
 void run_price(Run *r, Price *out);         /* peaks and meter so far */
 bool run_within(Run *r, const Price *plan); /* the contract: no arena has ever held more than its plan */
 size_t run_memory(Run *r);                  /* high-water of all arenas of this rank, bytes */
+/* Bytes that one rank takes beside the arenas of its device, at most about: from the heap, on its thread's stack, and
+ * in its host arena. Known before anything is opened. `sim`: as a rank that only counts. (heap.c) */
+double run_heap(const Config *c, const Spec *spec, int world, bool sim);
+double run_host_bytes(const Config *c, const Spec *spec, int world); /* of the host arena alone */
+/* The most tokens that a micro-batch of any rank has. */
+int64_t run_largest_batch(const Config *c, int world);
+/* Rounds of a micro-batch, of any rank, to the experts, and of its tokens to the head. */
+int64_t run_dispatch_rounds(const Config *c, int world);
+int64_t run_loss_rounds(const Config *c, int world);
+
 /* What this version does not do, refused in words before anything is opened (EXIT_USAGE). */
 bool run_supported(const Config *c, const Spec *spec, int world, Error *e);
 

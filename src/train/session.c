@@ -3,6 +3,7 @@
 #include "train/session.h"
 
 #include "base/file.h"
+#include "base/limits.h"
 #include "checkpoint/checkpoints.h"
 
 #include <errno.h>
@@ -16,28 +17,68 @@
 
 /* ---- Threads ----------------------------------------------------------------------------------- */
 
+/* Threads wait here until all of them are there: ranks that had begun would wait for those that never come. */
+typedef struct {
+    pthread_mutex_t lock;
+    pthread_cond_t moved;
+    bool decided, open;
+} Gate;
+
 typedef struct {
     void (*body)(void *context, int index);
     void *context;
+    Gate *gate;
     int index;
     pthread_t thread;
 } Job;
 
+static bool gate_lets_through(Gate *g) {
+    pthread_mutex_lock(&g->lock);
+    while (!g->decided) pthread_cond_wait(&g->moved, &g->lock);
+    pthread_mutex_unlock(&g->lock);
+    return g->open;
+}
+
+static void gate_decide(Gate *g, bool open) {
+    pthread_mutex_lock(&g->lock);
+    g->decided = true;
+    g->open = open;
+    pthread_cond_broadcast(&g->moved);
+    pthread_mutex_unlock(&g->lock);
+}
+
 static void *start_job(void *p) {
     Job *j = p;
-    j->body(j->context, j->index);
+    if (gate_lets_through(j->gate)) j->body(j->context, j->index);
     return NULL;
 }
 
-void threads_run(int n, void (*body)(void *context, int index), void *context) {
+bool threads_run(int n, void (*body)(void *context, int index), void *context, Error *e) {
+    Gate gate = {.lock = PTHREAD_MUTEX_INITIALIZER, .moved = PTHREAD_COND_INITIALIZER};
     Job *jobs = calloc((size_t)n, sizeof *jobs);
-    MUST(jobs);
-    for (int i = 0; i < n; i++) {
-        jobs[i] = (Job){.body = body, .context = context, .index = i};
-        MUST(pthread_create(&jobs[i].thread, NULL, start_job, &jobs[i]) == 0);
+    int started = 0, refused = jobs ? 0 : ENOMEM;
+    while (started < n && refused == 0) {
+        Job *j = &jobs[started];
+        *j = (Job){.body = body, .context = context, .gate = &gate, .index = started};
+        refused = pthread_create(&j->thread, NULL, start_job, j);
+        started += refused == 0;
     }
-    for (int i = 0; i < n; i++) pthread_join(jobs[i].thread, NULL);
+    gate_decide(&gate, refused == 0);
+    for (int i = 0; i < started; i++) pthread_join(jobs[i].thread, NULL);
     free(jobs);
+    return refused == 0 ||
+           fail(e, EXIT_MEMORY,
+                "only %d of %d threads could be started: %s; use fewer ranks, or raise the limits of processes and of "
+                "address space (ulimit -u, ulimit -v)",
+                started, n, strerror(refused));
+}
+
+bool threads_fit(double threads, const char *what, Error *e) {
+    double have = threads_limit();
+    return threads <= have || fail(e, EXIT_MEMORY,
+                                   "%s: they need %.0f threads, and this machine lets all its programs have %.0f; use "
+                                   "fewer of them",
+                                   what, threads, have);
 }
 
 /* ---- What is trained, on how many ranks -------------------------------------------------------- */
@@ -129,10 +170,6 @@ bool session_leads(const Session *s) {
 
 /* ---- Ranks -------------------------------------------------------------------------------------- */
 
-double memory_physical(void) {
-    return (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-}
-
 double price_bytes(const Price *price, int ranks) {
     double bytes = 0;
     for (int i = 0; i < ranks; i++)
@@ -141,8 +178,10 @@ double price_bytes(const Price *price, int ranks) {
 }
 
 static bool fits(const Session *s, Error *e) {
-    double need = price_bytes(s->price + s->first, s->local), have = memory_physical(), gib = 1 << 30;
-    if (s->config->device[0] == 's' || need <= have) return true;
+    double need =
+        price_bytes(s->price + s->first, s->local) + s->local * run_heap(s->config, &s->spec, s->world, false);
+    double have = memory_limit(), gib = 1 << 30;
+    if (device_counts(s->config->device) || need <= have) return true;
     return fail(e, EXIT_MEMORY,
                 "the run needs up to %.1f GiB and this machine has %.1f; see `mop plan` with the same settings; what "
                 "helps most: "
@@ -151,11 +190,23 @@ static bool fits(const Session *s, Error *e) {
                 need / gib, have / gib);
 }
 
+static bool no_memory(const Session *s, Error *e) {
+    return fail(e, EXIT_MEMORY, "no memory for %d ranks; use fewer ranks, or free some memory", s->world);
+}
+
+/* A rank's own, those of its pool, and one for its network. */
+static bool enough_threads(const Session *s, Error *e) {
+    char what[64];
+    if (device_counts(s->config->device)) return true;
+    snprintf(what, sizeof what, "%d ranks x %lld threads", s->local, (long long)s->config->compute_threads);
+    return threads_fit((double)s->local * ((double)s->config->compute_threads + 1), what, e);
+}
+
 static bool open_wires(Session *s, Error *e) {
     const Config *c = s->config;
     s->wires = calloc((size_t)s->local, sizeof(Wire *));
     s->errors = calloc((size_t)s->local, sizeof *s->errors);
-    MUST(s->wires && s->errors);
+    if (!s->wires || !s->errors) return no_memory(s, e);
     if (wire_mpi_world() == 0)
         return wire_threads_open(s->wires, s->world, c->comm_timeout, strcmp(c->device, "cpu:late") == 0, e);
     s->wires[0] = wire_mpi_open(c->comm_timeout, e);
@@ -168,9 +219,9 @@ typedef struct {
     Session *session;
     Run **runs;
     pthread_mutex_t lock;
-    pthread_cond_t returned;
-    int left;    /* ranks that have not returned */
-    bool failed; /* one of those that have */
+    pthread_cond_t returned; /* its clock is monotonic: one that is set meanwhile is no time gone by */
+    int left;                /* ranks that have not returned */
+    bool failed;             /* one of those that have */
 } Ranks;
 
 /* Ranks of one mpirun mostly fail alike: rank 0 speaks, which ends the job; the others speak when it has not done so.
@@ -238,7 +289,7 @@ static void *guard_ranks(void *context) {
     struct timespec until = {0};
     pthread_mutex_lock(&all->lock);
     while (all->left > 0 && !all->failed) pthread_cond_wait(&all->returned, &all->lock);
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += GRACE_SECONDS;
     while (all->left > 0)
         if (pthread_cond_timedwait(&all->returned, &all->lock, &until) == ETIMEDOUT && all->left > 0) {
@@ -249,19 +300,45 @@ static void *guard_ranks(void *context) {
     return NULL;
 }
 
+static void dismiss_guard(Ranks *all) {
+    pthread_mutex_lock(&all->lock);
+    all->left = 0;
+    pthread_cond_signal(&all->returned);
+    pthread_mutex_unlock(&all->lock);
+}
+
+/* False when the ranks could not begin: nobody waits for them then, neither here nor in other processes. */
+static bool start_ranks(Ranks *all, Error *e) {
+    Session *s = all->session;
+    pthread_t guard;
+    int refused = pthread_create(&guard, NULL, guard_ranks, all);
+    if (refused)
+        fail(e, EXIT_MEMORY,
+             "cannot start a thread: %s; raise the limits of processes and of address space (ulimit -u, ulimit -v)",
+             strerror(refused));
+    bool ok = !refused && threads_run(s->local, rank_main, all, e);
+    if (!ok) s->wires[0]->poison(s->wires[0], e);
+    if (!ok) dismiss_guard(all);
+    if (!refused) pthread_join(guard, NULL);
+    return ok;
+}
+
 static int run_ranks(Session *s) {
+    Error e = {0};
     Ranks all = {.session = s,
                  .runs = calloc((size_t)s->local, sizeof(Run *)),
                  .left = s->local,
-                 .lock = PTHREAD_MUTEX_INITIALIZER,
-                 .returned = PTHREAD_COND_INITIALIZER};
-    pthread_t guard;
-    MUST(all.runs && pthread_create(&guard, NULL, guard_ranks, &all) == 0);
-    threads_run(s->local, rank_main, &all);
-    pthread_join(guard, NULL);
-    for (int i = 0; i < s->local; i++) run_close(all.runs[i]);
+                 .lock = PTHREAD_MUTEX_INITIALIZER};
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&all.returned, &monotonic);
+    bool ran = all.runs ? start_ranks(&all, &e) : no_memory(s, &e);
+    for (int i = 0; all.runs && i < s->local; i++) run_close(all.runs[i]);
     free(all.runs);
-    const Error *worst = worst_error(s);
+    pthread_cond_destroy(&all.returned);
+    pthread_condattr_destroy(&monotonic);
+    const Error *worst = ran ? worst_error(s) : &e;
     if (!worst) return EXIT_DONE;
     return worst->code == EXIT_STOPPED ? EXIT_STOPPED : session_error(worst);
 }
@@ -282,8 +359,8 @@ int session_run(Session *s, PriceFunction price, RankBody body, void *context) {
     s->body = body;
     s->context = context;
     s->price = calloc((size_t)s->world, sizeof *s->price);
-    MUST(s->price);
-    bool ready = price(s->config, &s->spec, s->world, s->price, &e) && fits(s, &e) && open_wires(s, &e);
+    bool ready = (s->price || no_memory(s, &e)) && enough_threads(s, &e) &&
+                 price(s->config, &s->spec, s->world, s->price, &e) && fits(s, &e) && open_wires(s, &e);
     int code = ready ? run_ranks(s) : session_error(&e);
     close_ranks(s);
     return code;

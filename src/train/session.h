@@ -49,14 +49,16 @@ bool session_read_weights(Session *s, Run *r, Error *e); /* the first weights, w
 bool session_leads(const Session *s);                    /* this process has rank 0 */
 
 double price_bytes(const Price *price, int ranks); /* of all arenas of these ranks */
-double memory_physical(void);                      /* of this machine, bytes */
 
 /* Prints an error that every process of an mpirun may have, once if they all do; returns its exit code. */
 int session_error(const Error *e);
 /* Adds to an error's text where it happened. */
 void error_place(Error *e, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Runs body(context, rank) on `n` threads; waits for all. */
-void threads_run(int n, void (*body)(void *context, int index), void *context);
+/* Runs body(context, rank) on `n` threads; waits for all. False (EXIT_MEMORY) when so many cannot be started: then none
+ * has begun. */
+bool threads_run(int n, void (*body)(void *context, int index), void *context, Error *e);
+/* False (EXIT_MEMORY) when this machine never has so many threads. `what` needs them: "8192 ranks". */
+bool threads_fit(double threads, const char *what, Error *e);
 
 #endif

@@ -91,16 +91,27 @@ static void make_file(Trace *t) {
     if (!t->file || fputs("[", t->file) < 0 || fflush(t->file) != 0) cannot_write(t, &t->error);
 }
 
+static void free_rank(TraceRank *k) {
+    for (int s = 0; s < STREAM_COUNT; s++) free(k->list[s].work);
+    free(k);
+}
+
+static bool no_memory(Error *e) {
+    return fail(e, EXIT_MEMORY, "no memory for the trace of a rank; trace a run of fewer ranks, or free some memory");
+}
+
 bool trace_join(Trace *t, Run *r, TraceRank **out, Error *e) {
     *out = NULL;
     if (!t) return true;
     TraceRank *k = calloc(1, sizeof *k);
-    MUST(k);
+    if (!k) return no_memory(e);
     *k = (TraceRank){.trace = t, .device = r->device, .rank = r->comm.mesh.rank};
     for (int s = 0; s < STREAM_COUNT; s++) {
         k->list[s].room = t->room;
         k->list[s].work = calloc((size_t)t->room, sizeof(Timed)); /* touched only as far as a step goes */
-        MUST(k->list[s].work);
+        if (k->list[s].work) continue;
+        free_rank(k);
+        return no_memory(e);
     }
     pthread_mutex_lock(&t->lock);
     make_file(t);
@@ -112,11 +123,6 @@ bool trace_join(Trace *t, Run *r, TraceRank **out, Error *e) {
         fail(e, t->error.code, "%s", t->error.text);
     pthread_mutex_unlock(&t->lock);
     return *out != NULL;
-}
-
-static void free_rank(TraceRank *k) {
-    for (int s = 0; s < STREAM_COUNT; s++) free(k->list[s].work);
-    free(k);
 }
 
 bool trace_close(Trace *t, bool done, Error *e) {

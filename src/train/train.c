@@ -298,7 +298,7 @@ static bool train_rank(Session *s, Run *r, Error *e) {
 
 int train_command(Session *s, const char *run, const TraceOptions *trace, PriceFunction price) {
     Error e = {0};
-    if (s->config->device[0] == 's') {
+    if (device_counts(s->config->device)) {
         fail(&e, EXIT_USAGE, "device %s only meters; use `mop plan` for it, and device cpu to train",
              s->config->device);
         return session_error(&e);

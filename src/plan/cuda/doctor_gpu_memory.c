@@ -102,7 +102,8 @@ static void pageable_once(void *context) {
     Event start = event_record(g->compute);
     stream_wait(g->up, start);
     stream_wait(g->down, start);
-    threads_run(2, pageable_direction, w);
+    Error e = {0};
+    if (!threads_run(2, pageable_direction, w, &e)) device_fail(g->device, &e);
     stream_wait(g->compute, event_record(g->up));
     stream_wait(g->compute, event_record(g->down));
 }
