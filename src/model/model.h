@@ -46,6 +46,7 @@ typedef struct Spec {
     int64_t layers, hidden, heads, kv_heads, head_dim, vocabulary;
     int64_t experts, top_k, expert_hidden, dense_hidden;
     int64_t window; /* 0: none */
+    int64_t pad;    /* pad_token_id, whose embedding transformers does not train; -1: none */
     double norm_epsilon, rope_theta, initializer_range, balance, router_z;
     bool normalise_top_k, tied;
     QkNorm qk_norm;
