@@ -334,6 +334,10 @@ void spec_name(const Spec *s, ParameterName p, int64_t layer, int64_t expert, ch
     out[n] = 0;
 }
 
+int64_t spec_frozen(const Spec *s, PadRow how) {
+    return how == PAD_ROW_FROZEN ? s->pad : -1;
+}
+
 /* ---- Counts ----------------------------------------------------------------------------------- */
 
 int64_t spec_parameters(const Spec *s) {

@@ -22,6 +22,7 @@ const SpecField spec_fields[SPEC_FIELDS] = {
     ROW(expert_hidden, FIELD_INTEGER, "intermediate size of experts", SPEC_MODEL),
     ROW(dense_hidden, FIELD_INTEGER, "intermediate size of dense layers", SPEC_MODEL),
     ROW(window, FIELD_INTEGER, "sliding_window", SPEC_MODEL),
+    ROW(pad, FIELD_INTEGER, "pad_token_id", SPEC_MODEL),
     ROW(norm_epsilon, FIELD_NUMBER, "rms_norm_eps", SPEC_MODEL),
     ROW(rope_theta, FIELD_NUMBER, "rope_theta", SPEC_MODEL),
     ROW(initializer_range, FIELD_NUMBER, "initializer_range", SPEC_BEGINNING),
@@ -34,7 +35,7 @@ const SpecField spec_fields[SPEC_FIELDS] = {
 };
 /* clang-format on */
 
-_Static_assert(sizeof(Spec) == 12 * sizeof(int64_t) + 5 * sizeof(double) + 2 * sizeof(void *) + 8 + MAX_LAYERS,
+_Static_assert(sizeof(Spec) == 13 * sizeof(int64_t) + 5 * sizeof(double) + 2 * sizeof(void *) + 8 + MAX_LAYERS,
                "a Spec has a field more or less: give it a row, and count it here");
 
 static const void *value(const SpecField *f, const Spec *s) {
