@@ -116,40 +116,76 @@ static int32_t sample(Candidate *c, int64_t n, Sampling s, uint64_t index) {
     for (int64_t i = 0; i < n; i++) sum += c[i].p = exp((c[i].p - largest) / s.temperature);
     int64_t kept = 0;
     while (kept < n && (kept == 0 || nucleus < s.top_p * sum)) nucleus += c[kept++].p;
-    double at = random_uniform(s.seed, RANDOM_SAMPLE, 0, index) * nucleus;
+    double at = random_uniform(s.seed, RANDOM_SAMPLE, s.step, index) * nucleus;
     for (int64_t i = 0; i < kept; i++)
         if ((at -= c[i].p) < 0) return c[i].id;
     return c[kept - 1].id;
 }
 
-/* The choice of rank `root`, told to all. `all` [world] is scratch. */
-static bool agree(Run *r, int root, int32_t *all, int32_t *id, Error *e) {
-    int32_t mine = *id;
+/* What ranks tell one another for each token. */
+typedef struct {
+    int32_t id; /* rank `root`'s choice; NOT_FINITE: there is none to choose from */
+    int32_t stop;
+} Said;
+
+enum { NOT_FINITE = -1 };
+
+/* False where a logit is no number. */
+static bool candidates_of(Tensor logits, Candidate *out) {
+    bool finite = true;
+    for (int64_t v = 0; v < logits.dim[0]; v++) {
+        out[v] = (Candidate){tensor_get(logits, v), (int32_t)v};
+        finite = finite && isfinite(out[v].p);
+    }
+    return finite;
+}
+
+static bool is_end(const TextEnds *ends, int32_t id) {
+    for (int i = 0; ends && i < ends->count; i++)
+        if (ends->id[i] == id) return true;
+    return false;
+}
+
+static bool check_choice(int32_t id, int64_t tokens, Error *e) {
+    return id != NOT_FINITE ||
+           fail(e, EXIT_DIVERGED,
+                "what the model predicts behind %lld tokens is not finite: its weights are finite and too large; use "
+                "an earlier checkpoint",
+                (long long)tokens);
+}
+
+/* The choice of rank `root`, and whether any rank is to stop, told to all. `all` [world] is scratch. */
+static bool agree(Run *r, int root, Said *all, int32_t *id, bool *stop, Error *e) {
+    Said mine = {*id, *stop};
     if (!host_gather(&r->comm, all, &mine, sizeof mine, e)) return false;
-    *id = all[root];
+    *id = all[root].id;
+    for (int i = 0; i < r->comm.mesh.world; i++) *stop = *stop || all[i].stop;
     return true;
 }
 
 bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Error *e) {
-    int64_t V = r->spec->vocabulary, longest = r->config->train_sequence_length;
+    int64_t V = r->spec->vocabulary, longest = r->config->train_sequence_length, end = given;
     void *logits = malloc((size_t)V * type_bytes(r->model.sum));
     Candidate *candidates = malloc((size_t)V * sizeof *candidates);
-    int32_t *all = malloc((size_t)r->comm.mesh.world * sizeof *all);
+    Said *all = malloc((size_t)r->comm.mesh.world * sizeof *all);
     MUST(logits && candidates && all);
     store_flush(r->store);
     r->model.evaluating = r->generating = true;
-    bool ok = true;
-    for (int64_t i = given; ok && i < given + count; i++) {
-        int64_t context = min64(i, longest);
+    bool ok = true, stop = false;
+    for (bool over = false; ok && !stop && !over && end < given + count; end += ok && !over) {
+        int64_t context = min64(end, longest);
         r->model.cut.limit = context;
         int root = last_rank(r);
         bool leader = r->comm.mesh.rank == root;
-        ok = next_logits(r, ids + i - context, context, root, logits, e);
+        ok = next_logits(r, ids + end - context, context, root, logits, e);
         Tensor t = tensor_at(logits, r->model.sum, DIM(V));
-        for (int64_t v = 0; ok && leader && v < V; v++) candidates[v] = (Candidate){tensor_get(t, v), (int32_t)v};
-        if (ok && leader) ids[i] = sample(candidates, V, s, (uint64_t)i);
-        ok = ok && agree(r, root, all, &ids[i], e);
+        if (ok && leader) ids[end] = candidates_of(t, candidates) ? sample(candidates, V, s, (uint64_t)end) : NOT_FINITE;
+        stop = s.asked && s.asked();
+        ok = ok && agree(r, root, all, &ids[end], &stop, e) && check_choice(ids[end], end, e);
+        over = ok && is_end(s.ends, ids[end]); /* all ranks know the token, so all end here */
+        waiting_tell(r->waiting, (double)(end + 1 - given) / (double)count);
     }
+    if (s.out) *s.out = (Generated){.made = end - given, .stopped = stop};
     r->model.evaluating = r->generating = false;
     r->model.cut.limit = longest;
     run_end_pass(r);

@@ -3,6 +3,7 @@
 #include "train/session.h"
 
 #include "checkpoint/checkpoints.h"
+#include "store/finite.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -269,7 +270,9 @@ int session_run(Session *s, PriceFunction price, RankBody body, void *context) {
 
 bool session_weights(Session *s, Run *r, Checkpoints *c, Error *e) {
     if (r->device->sim) return true;
-    if (*s->weights) return checkpoint_load_weights(c, s->weights, e);
+    if (*s->weights)
+        return checkpoint_load_weights(c, s->weights, e) &&
+               store_check_finite(r->store, &r->comm, s->weights, false, e);
     store_initialise(r->store, (uint64_t)s->config->train_seed);
     return true;
 }

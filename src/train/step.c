@@ -178,6 +178,7 @@ bool evaluate(Run *r, Evaluation *out, Error *e) {
         run_end_pass(r);
         out->loss += one.loss * (double)one.trained;
         out->trained += one.trained;
+        waiting_tell(r->waiting, (double)(first + r->config->train_sequences) / (double)pieces);
     }
     r->model.evaluating = false;
     return ok;

@@ -1,5 +1,7 @@
 /* The training loop around step.c: resume, step, journal, sample, checkpoint, stop. */
 #include "train/train.h"
+#include "store/finite.h"
+#include "train/prompt.h"
 #include "train/settings.h"
 
 #include <errno.h>
@@ -68,6 +70,7 @@ static bool start(Trainer *t, Training *training, Error *e) {
                     "run with --run",
                     report.directory);
     if (!report.found && !session_weights(s, t->run, t->checkpoints, e)) return false;
+    if (report.found && !store_check_finite(t->run->store, &t->run->comm, report.directory, true, e)) return false;
     t->state = report.found
                    ? report.state
                    : (TrainState){.data_hash = tokens_info(s->tokens).hash, .config_hash = config_hash(s->config)};
@@ -104,14 +107,20 @@ static bool sample(Trainer *t, Error *e) {
     int32_t *ids = calloc(length + 1 + (size_t)c->train_sample_tokens, sizeof *ids);
     MUST(ids);
     int64_t given = length ? tokenizer_encode(k, c->train_sample_prompt, length, ids) : 1;
-    Sampling how = {.temperature = 0.8, .top_p = 0.95, .seed = (uint64_t)c->train_seed};
+    Generated out;
+    Sampling how = {.temperature = 0.8,
+                    .top_p = 0.95,
+                    .seed = (uint64_t)c->train_seed,
+                    .step = (uint64_t)t->state.step,
+                    .ends = &t->session->ends,
+                    .out = &out};
     bool ok = generate(t->run, ids, given, c->train_sample_tokens, how, e);
     if (ok && t->journal) {
         char *text = NULL;
         size_t bytes = 0, n = 0;
         FILE *f = open_memstream(&text, &bytes);
         MUST(f);
-        for (int64_t i = 0; i < given + c->train_sample_tokens; i++) {
+        for (int64_t i = 0; i < given + out.made; i++) {
             const char *piece = tokenizer_decode(k, ids[i], &n);
             fwrite(piece, 1, n, f);
         }
@@ -194,6 +203,11 @@ static bool train_rank(Session *s, Run *r, Error *e) {
     return ok;
 }
 
+static bool sample_possible(Session *s, Error *e) {
+    const Config *c = s->config;
+    return c->train_sample_every < 0 || prompt_check(s, "train.sample_prompt", c->train_sample_prompt, e);
+}
+
 int train_command(Session *s, const char *run, const TraceOptions *trace, PriceFunction price) {
     Error e = {0};
     if (s->config->device[0] == 's') {
@@ -204,7 +218,7 @@ int train_command(Session *s, const char *run, const TraceOptions *trace, PriceF
     Training training = {.run = run, .lock = -1};
     int code;
     if (!trace_open(&training.trace, trace, TRACE_ROOM, &e)) return session_error(&e);
-    if (!session_data(s, &e) || (session_leads(s) && !journal_claim(run, s->config, &training.lock, &e))) {
+    if (!session_data(s, &e) || !sample_possible(s, &e) || (session_leads(s) && !journal_claim(run, s->config, &training.lock, &e))) {
         code = session_error(&e);
     } else {
         watch_signals();
