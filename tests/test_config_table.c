@@ -202,10 +202,10 @@ static bool take_loss(Run *run, void *context, Error *e) {
 
 static double loss_of(const Table *t, const Row *r) {
     char *config = json_dumps(r->config, 0);
-    Ranks *ranks = ranks_open((RanksSetup){.world = 1,
-                                           .spec = config,
-                                           .sets = {"compute.type=fp64", "train.sequence_length=24",
-                                                    "train.sequences=1", "compute.threads=1"}});
+    Ranks *ranks = ranks_open((RanksSetup){
+        .world = 1,
+        .spec = config,
+        .sets = {"compute.type=fp64", "train.sequence_length=24", "train.sequences=1", "compute.threads=1"}});
     Task task = {.table = t};
     ranks_run(ranks, fill_weights, NULL);
     ranks_run(ranks, take_loss, &task);

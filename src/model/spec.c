@@ -166,17 +166,16 @@ static bool read_pad(Spec *s, const json_t *config, const char *where, int64_t f
 }
 
 bool family_read_decoder(Spec *s, const json_t *config, const char *where, FamilyDefaults defaults, Error *e) {
-    static const char *const said[] = {"hidden_act",           "rms_norm_eps",        "initializer_range",
-                                       "router_aux_loss_coef", "tie_word_embeddings", "attention_dropout",
-                                       "is_causal",            NULL};
+    static const char *const said[] = {
+        "hidden_act",          "rms_norm_eps",      "initializer_range", "router_aux_loss_coef",
+        "tie_word_embeddings", "attention_dropout", "is_causal",         NULL};
     return family_not_null(config, said, where, e) &&
            family_size(config, "num_hidden_layers", MAX_LAYERS, &s->layers, where, e) &&
            family_size(config, "hidden_size", MAX_WIDTH, &s->hidden, where, e) &&
            family_size(config, "vocab_size", MAX_VOCABULARY, &s->vocabulary, where, e) &&
            read_heads(s, config, where, defaults, e) && check_activation(config, where, e) &&
            check_causal(config, where, e) && family_without(config, "per_layer_config", where, e) &&
-           read_pad(s, config, where, defaults.pad, e) &&
-           family_without(config, "attention_bias", where, e) &&
+           read_pad(s, config, where, defaults.pad, e) && family_without(config, "attention_bias", where, e) &&
            family_without(config, "attention_dropout", where, e) &&
            family_without(config, "quantization_config", where, e) &&
            read_number(config, "rope_theta", defaults.rope_theta, false, &s->rope_theta, where, e) &&

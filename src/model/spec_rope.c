@@ -25,8 +25,7 @@ static bool check_whole_heads(const json_t *object, const char *where, Error *e)
 }
 
 static bool check_object(const json_t *rope, const char *key, const char *where, Error *e) {
-    if (!json_is_object(rope))
-        return fail(e, EXIT_DATA, "\"%s\" must be an object; %s; correct the file", key, where);
+    if (!json_is_object(rope)) return fail(e, EXIT_DATA, "\"%s\" must be an object; %s; correct the file", key, where);
     if (json_object_get(rope, "full_attention") || json_object_get(rope, "sliding_attention"))
         return fail(e, EXIT_DATA,
                     "\"%s\" differs by the kind of layer, which mop does not compute; %s; use another model", key,

@@ -36,9 +36,9 @@ static bool check_piece(Store *s, const Slice *slice, StoreKind kind, int64_t fi
     int64_t at = single ? find_single(values.single, n) : find_double(values.twice, n);
     if (at == n) return true;
     double value = single ? (double)values.single[at] : values.twice[at];
-    return fail(e, EXIT_DIVERGED, "the %s %s is %s at element %lld; %s; use weights that are finite in this compute.type",
-                kinds[kind], slice->name, isnan(value) ? "not a number" : "infinite",
-                (long long)(slice->first + first + at), where);
+    return fail(e, EXIT_DIVERGED,
+                "the %s %s is %s at element %lld; %s; use weights that are finite in this compute.type", kinds[kind],
+                slice->name, isnan(value) ? "not a number" : "infinite", (long long)(slice->first + first + at), where);
 }
 
 static bool check_kind(Store *s, StoreKind kind, const char *where, Error *e) {

@@ -179,7 +179,8 @@ bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Er
         bool leader = r->comm.mesh.rank == root;
         ok = next_logits(r, ids + end - context, context, root, logits, e);
         Tensor t = tensor_at(logits, r->model.sum, DIM(V));
-        if (ok && leader) ids[end] = candidates_of(t, candidates) ? sample(candidates, V, s, (uint64_t)end) : NOT_FINITE;
+        if (ok && leader)
+            ids[end] = candidates_of(t, candidates) ? sample(candidates, V, s, (uint64_t)end) : NOT_FINITE;
         stop = s.asked && s.asked();
         ok = ok && agree(r, root, all, &ids[end], &stop, e) && check_choice(ids[end], end, e);
         over = ok && is_end(s.ends, ids[end]); /* all ranks know the token, so all end here */

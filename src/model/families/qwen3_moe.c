@@ -47,9 +47,9 @@ static bool read_window(Spec *s, const json_t *config, const char *where, Error 
 
 static bool read(Spec *s, const json_t *config, const char *where, Error *e) {
     const FamilyDefaults defaults = {.rope_theta = 1e4, .norm_epsilon = 1e-6, .balance = 0.001, .pad = -1};
-    static const char *const said[] = {"num_key_value_heads", "head_dim",            "norm_topk_prob",
-                                       "attention_bias",      "decoder_sparse_step", "use_sliding_window",
-                                       "intermediate_size",   NULL};
+    static const char *const said[] = {
+        "num_key_value_heads", "head_dim",           "norm_topk_prob",    "attention_bias",
+        "decoder_sparse_step", "use_sliding_window", "intermediate_size", NULL};
     s->qk_norm = QK_NORM_HEAD;
     return family_not_null(config, said, where, e) && family_read_decoder(s, config, where, defaults, e) &&
            family_read_experts(s, config, where, "num_experts", "moe_intermediate_size", e) &&
