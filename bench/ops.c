@@ -185,7 +185,7 @@ static void embedding_bench(Bench *b) {
     embedding(b->stream, b->t[0], b->t[1], b->t[2]);
 }
 static void embedding_backward_bench(Bench *b) {
-    embedding_backward(b->stream, b->t[3], b->t[0], b->t[1]);
+    embedding_backward(b->stream, b->t[3], b->t[0], b->t[1], -1);
 }
 
 /* size: tokens, heads, d. */

@@ -291,7 +291,7 @@ static void columns_forward(Trial *t) {
     copy_columns(t->stream, y(t, 5), 2, x(t, 2), from, columns, false);
 }
 
-/* ---- embedding: n = tokens, vocabulary, width ------------------------------------------------- */
+/* ---- embedding: n = tokens, vocabulary, width, the frozen row and 1 ------------------------------------------------- */
 
 static void embedding_make(Trial *t) {
     int64_t tokens = t->n[0], vocabulary = t->n[1], width = t->n[2];
@@ -304,10 +304,13 @@ static void embedding_make(Trial *t) {
 
 static void embedding_forward(Trial *t) {
     embedding(t->stream, y(t, 0), x(t, 1), x(t, 0));
+    const int32_t *token = x(t, 1).data; /* what does not depend on the table has no gradient */
+    for (int64_t i = 0; i < t->n[0]; i++)
+        if (token[i] == t->n[3] - 1) zero(t->stream, tensor_rows(y(t, 0), i, 1));
 }
 
 static void embedding_gradient(Trial *t) {
-    embedding_backward(t->stream, dx(t, 0), dy(t, 0), x(t, 1));
+    embedding_backward(t->stream, dx(t, 0), dy(t, 0), x(t, 1), t->n[3] - 1);
 }
 
 /* ---- rope: n = tokens, heads, d --------------------------------------------------------------- */
@@ -646,7 +649,7 @@ static void ranks_forward(Trial *t) {
 #define COPY "copy [n]", .make = copy_make, .forward = copy_forward
 #define COLUMNS "copy_columns [rows,width,columns]", .make = columns_make, .forward = columns_forward
 #define EMBEDDING                                                                                                      \
-    "embedding [T,V,H]", .make = embedding_make, .forward = embedding_forward, .backward = embedding_gradient
+    "embedding [T,V,H,frozen]", .make = embedding_make, .forward = embedding_forward, .backward = embedding_gradient
 #define ROPE "rope [T,heads,d]", .make = rope_make, .forward = rope_forward, .backward = rope_backward
 #define ATTENTION                                                                                                      \
     "attention [Tq,heads,kv,d,Tk,sight,sums]", .make = attention_make, .forward = attention_forward,                   \
@@ -716,6 +719,8 @@ static const Case cases[] = {
     {EMBEDDING, .n = {0, 3, 4}},
     {EMBEDDING, .n = {11, 5, 7}},
     {EMBEDDING, .n = {307, 53, 33}},
+    {EMBEDDING, .n = {11, 5, 7, 3}},
+    {EMBEDDING, .n = {307, 53, 133, 53}},
     {ROPE, .n = {0, 2, 4}},
     {ROPE, .n = {3, 2, 2}},
     {ROPE, .n = {5, 3, 14}},

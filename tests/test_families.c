@@ -387,6 +387,50 @@ static void logits_gradients_and_first_losses_are_those_of_transformers(void **s
     }
 }
 
+/* The row of the padding token after STEPS, over what it was, element by element: least and most. */
+static void row_after_steps(const Fixture *f, const char *how, int world, double *least, double *most) {
+    static const Way one = {"", "config.json", "", 1, {"compute.type=fp64"}},
+                     two = {"", "config.json", "", 2, {"compute.type=fp64", "mixture.vocabulary=2"}};
+    const char *const more[] = {"train.sequences=2", how, NULL};
+    Reference r = open_reference(f);
+    Ranks *ranks = open_ranks(f, world == 1 ? &one : &two, more);
+    int64_t H = ranks->spec.hidden, first = ranks->spec.pad * H;
+    Collection before = ranks_collect(ranks, STORE_WEIGHT);
+    for (int64_t step = 0; step < STEPS; step++) take_step(ranks, &r, step);
+    Collection after = ranks_collect(ranks, STORE_WEIGHT);
+    *least = INFINITY;
+    *most = -INFINITY;
+    for (int64_t i = 0; i < before.count; i++) {
+        if (strcmp(before.tensor[i].name, "model.embed_tokens.weight") != 0) continue;
+        for (int64_t j = first; j < first + H; j++) {
+            double ratio = after.tensor[i].value[j] / before.tensor[i].value[j];
+            *least = fmin(*least, ratio);
+            *most = fmax(*most, ratio);
+        }
+    }
+    collection_free(&before);
+    collection_free(&after);
+    ranks_close(ranks);
+    close_reference(&r);
+}
+
+/* A gradient of zeros is a gradient: torch's AdamW decays the row, and so do we. */
+static void the_embedding_of_padding_decays_and_is_not_trained(void **state) {
+    double least, most, decay = pow(1 - 5e-3 * 0.1, STEPS);
+    for (int world = 1; world <= 2; world++) {
+        row_after_steps(*state, "train.pad_row=frozen", world, &least, &most);
+        assert_true(fabs(least - decay) < 1e-12 && fabs(most - decay) < 1e-12);
+    }
+}
+
+static void the_embedding_of_padding_is_trained_where_it_is_asked_for(void **state) {
+    double least, most, decay = pow(1 - 5e-3 * 0.1, STEPS);
+    for (int world = 1; world <= 2; world++) {
+        row_after_steps(*state, "train.pad_row=trained", world, &least, &most);
+        assert_true(fabs(least - decay) > 1e-3 && fabs(most - decay) > 1e-3);
+    }
+}
+
 static void bf16_is_as_near_to_transformers_as_its_rounding_lets_it(void **state) {
     static const Way way = {"bf16", "config.json", "", 1, {"compute.type=bf16"}};
     Errors found = measure(*state, &way);
@@ -474,7 +518,8 @@ static void gradients_are_slopes_of_the_loss(void **state) {
 /* ---- Families --------------------------------------------------------------------------------- */
 
 static const Fixture olmoe = {"olmoe", true}, mixtral = {"mixtral", true}, qwen3_moe = {"qwen3_moe", false},
-                     qwen3_moe_window = {"qwen3_moe_window", false};
+                     qwen3_moe_window = {"qwen3_moe_window", false}, olmoe_pad = {"olmoe_pad", false},
+                     qwen3_moe_pad = {"qwen3_moe_pad", false};
 
 #define OF(test, fixture)                                                                                              \
     { #test " (" #fixture ")", test, NULL, NULL, (void *)(uintptr_t) & (fixture) }
@@ -483,6 +528,10 @@ static const Fixture olmoe = {"olmoe", true}, mixtral = {"mixtral", true}, qwen3
 int main(void) {
     const struct CMUnitTest tests[] = {
         OF_ALL(logits_gradients_and_first_losses_are_those_of_transformers),
+        OF(logits_gradients_and_first_losses_are_those_of_transformers, olmoe_pad),
+        OF(logits_gradients_and_first_losses_are_those_of_transformers, qwen3_moe_pad),
+        OF(the_embedding_of_padding_decays_and_is_not_trained, olmoe_pad),
+        OF(the_embedding_of_padding_is_trained_where_it_is_asked_for, olmoe_pad),
         OF_ALL(bf16_is_as_near_to_transformers_as_its_rounding_lets_it),
         OF_ALL(gradients_are_slopes_of_the_loss),
     };

@@ -51,6 +51,7 @@ static void assert_same_model(Spec a, Spec b) {
                           {a.expert_hidden, b.expert_hidden},
                           {a.dense_hidden, b.dense_hidden},
                           {a.window, b.window},
+                          {a.pad, b.pad},
                           {a.moe_layers, b.moe_layers},
                           {a.qk_norm, b.qk_norm},
                           {a.normalise_top_k, b.normalise_top_k},
@@ -120,7 +121,7 @@ static void a_silent_config_means_the_defaults_of_its_class(void **state) {
         double theta, epsilon, balance;
         bool normalise;
     } rows[] = {
-        {"olmoe", 1e4, 1e-5, 0.01, false}, {"qwen3_moe", 1e6, 1e-6, 0.001, false}, {"mixtral", 1e6, 1e-5, 0.001, true}};
+        {"olmoe", 1e4, 1e-5, 0.01, false}, {"qwen3_moe", 1e4, 1e-6, 0.001, false}, {"mixtral", 1e6, 1e-5, 0.001, true}};
     static const char *const silent[] = {"rope_theta",     "rope_scaling",      "rms_norm_eps", "router_aux_loss_coef",
                                          "norm_topk_prob", "initializer_range", "hidden_act",   "tie_word_embeddings",
                                          "head_dim",       "sliding_window"};
@@ -142,6 +143,30 @@ static void a_silent_config_means_the_defaults_of_its_class(void **state) {
 
 /* ---- Refusals --------------------------------------------------------------------------------- */
 
+/* What is unknown of a family that mop does not know is no news: its name comes first. */
+static void an_unknown_family_is_named_before_any_detail(void **state) {
+    (void)state;
+    static const char *const configs[] = {
+        "{\"model_type\": \"deepseek_v3\", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 40}, \"hidden_size\": 8}",
+        "{\"model_type\": \"llama\", \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0}}",
+        "{\"model_type\": \"glm4_moe\", \"partial_rotary_factor\": 0.5, \"attention_bias\": true}",
+        "{\"model_type\": \"gpt_oss\", \"rope_scaling\": {\"rope_type\": \"yarn\"}, \"num_local_experts\": 32}",
+        "{\"model_type\": \"wrapper\", \"text_config\": {\"model_type\": \"qwen3_vl_moe_text\", \"rope_scaling\": 5}}"};
+    static const char *const names[] = {"deepseek_v3", "llama", "glm4_moe", "gpt_oss", "qwen3_vl_moe_text"};
+    for (size_t i = 0; i < COUNT(configs); i++) {
+        char expected[128];
+        Spec s;
+        Error e = {0};
+        json_t *config = json_loads(configs[i], 0, NULL);
+        assert_non_null(config);
+        assert_false(spec_from_json(&s, config, "config.json", &e));
+        snprintf(expected, sizeof expected, "\"model_type\" is \"%s\", mop knows mixtral, olmoe, qwen3_moe", names[i]);
+        assert_int_equal(e.code, EXIT_DATA);
+        if (!strstr(e.text, expected)) fail_msg("%s", e.text);
+        json_decref(config);
+    }
+}
+
 /* `set` is merged into the fixture's v5 config; a key with the value "DELETE" is removed. */
 typedef struct {
     const char *fixture, *set, *message;
@@ -160,9 +185,9 @@ static const Refusal refusals[] = {
     {"olmoe", "{\"hidden_act\": \"gelu\"}", "\"hidden_act\" is \"gelu\""},
     {"olmoe", "{\"rope_parameters\": {\"rope_type\": \"yarn\", \"rope_theta\": 10000.0, \"factor\": 4}}",
      "type \"yarn\""},
-    {"olmoe", "{\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}}", "type \"linear\""},
-    {"olmoe", "{\"rope_scaling\": {\"rope_type\": \"default\", \"rope_theta\": 5}}", "differ"},
-    {"olmoe", "{\"rope_scaling\": 4}", "must be an object"},
+    {"olmoe", "{\"rope_parameters\": null, \"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}}", "type \"linear\""},
+    {"olmoe", "{\"rope_parameters\": null, \"rope_theta\": 6, \"rope_scaling\": {\"rope_theta\": 5}}", "differ"},
+    {"olmoe", "{\"rope_parameters\": null, \"rope_scaling\": 4}", "must be an object"},
     {"olmoe", "{\"rope_parameters\": {\"full_attention\": {\"rope_theta\": 1}}}", "kind of layer"},
     {"olmoe", "{\"rope_parameters\": {\"rope_theta\": 1e4, \"partial_rotary_factor\": 0.5}}", "whole heads"},
     {"olmoe", "{\"partial_rotary_factor\": 0.25}", "whole heads"},
@@ -184,7 +209,17 @@ static const Refusal refusals[] = {
     {"olmoe", "{\"num_hidden_layers\": -1}", "an integer from 1 to 512"},
     {"olmoe", "{\"num_attention_heads\": 0}", "an integer from 1 to"},
     {"olmoe", "{\"num_key_value_heads\": 3}", "cannot share 3 key and value heads"},
-    {"olmoe", "{\"num_key_value_heads\": \"DELETE\"}", "\"num_key_value_heads\" is missing"},
+    {"qwen3_moe", "{\"num_key_value_heads\": \"DELETE\"}", "\"num_key_value_heads\" is missing"},
+    {"olmoe", "{\"rope_parameters\": {\"rope_type\": \"default\"}, \"rope_scaling\": {\"type\": \"default\"}}",
+     "both given"},
+    {"olmoe", "{\"rope_parameters\": null, \"rope_theta\": null}", "\"rope_theta\" is null"},
+    {"olmoe", "{\"is_causal\": false}", "\"is_causal\" is false"},
+    {"olmoe", "{\"per_layer_config\": {\"0\": {\"num_experts_per_tok\": 1}}}", "\"per_layer_config\" is"},
+    {"olmoe", "{\"clip_qkv\": 0.0}", "\"clip_qkv\" is 0.0"},
+    {"olmoe", "{\"pad_token_id\": 67}", "an integer from -67 to 66"},
+    {"olmoe", "{\"vocab_size\": 1, \"pad_token_id\": \"DELETE\"}", "its default is 1"},
+    {"olmoe", "{\"text_config\": {\"hidden_size\": 8}}", "stands inside a \"olmoe\""},
+    {"qwen3_moe", "{\"head_dim\": null}", "\"head_dim\" is null"},
     {"olmoe", "{\"num_attention_heads\": 8}", "the size must be even"},
     {"olmoe", "{\"num_experts\": 4097}", "an integer from 1 to 4096"},
     {"olmoe", "{\"num_experts\": \"DELETE\"}", "\"num_experts\" is missing"},
@@ -442,6 +477,7 @@ int main(void) {
         cmocka_unit_test(both_spellings_of_a_config_are_the_same_model),
         cmocka_unit_test(fixtures_say_what_their_script_made),
         cmocka_unit_test(a_silent_config_means_the_defaults_of_its_class),
+        cmocka_unit_test(an_unknown_family_is_named_before_any_detail),
         cmocka_unit_test(what_mop_cannot_compute_is_refused_by_name),
         cmocka_unit_test(settings_without_effect_here_are_accepted),
         cmocka_unit_test(a_text_config_inside_a_wrapper_is_read),

@@ -80,6 +80,42 @@ static void tied_embeddings_untied_and_untied_ones_tied_equal_one_rank(void **st
     }
 }
 
+/* Padding's row is one rank's, wherever the vocabulary is cut; the documents hold its id. */
+static void a_frozen_row_agrees_with_one_rank_wherever_it_lives(void **state) {
+    (void)state;
+    static const char *const pads[] = {"\"pad_token_id\": 0", "\"pad_token_id\": 66", "\"pad_token_id\": 33",
+                                       "\"pad_token_id\": 11"};
+    for (size_t f = 0; f < FAMILIES; f++) {
+        char *padded = changed(families[f], "\"pad_token_id\": null", pads[f]);
+        every_group_equals_one_rank(families[f], &(Trial){.spec = padded}, 1, 7 * f + 5);
+        free(padded);
+    }
+}
+
+/* As transformers begins; a run that trains the row begins with another one. */
+static void a_frozen_row_begins_as_zeros(void **state) {
+    (void)state;
+    char *padded = changed("olmoe", "\"pad_token_id\": null", "\"pad_token_id\": 41");
+    for (int world = 1; world <= 3; world += 2)
+        for (int trained = 0; trained < 2; trained++) {
+            Ranks *r = ranks_open(
+                (RanksSetup){.world = world,
+                             .spec = padded,
+                             .sets = {world == 1 ? "mixture.vocabulary=1" : "mixture.vocabulary=3",
+                                      trained ? "train.pad_row=trained" : "train.pad_row=frozen"}});
+            Collection c = ranks_collect(r, STORE_WEIGHT);
+            int64_t H = r->spec.hidden;
+            for (int64_t i = 0; i < c.count; i++)
+                for (int64_t j = 0; j < c.tensor[i].count; j++) {
+                    bool row = strcmp(c.tensor[i].name, "model.embed_tokens.weight") == 0 && j / H == 41 && !trained;
+                    assert_int_equal(c.tensor[i].value[j] == 0, row);
+                }
+            collection_free(&c);
+            ranks_close(r);
+        }
+    free(padded);
+}
+
 /* ---- Rows of the embedding ---------------------------------------------------------------------- */
 
 static void assert_spans(Spans got, const int64_t *spans, int members, const Span *span) {
@@ -404,6 +440,8 @@ static void fewer_bytes_travel(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_vocabulary_group_of_2_to_8_ranks_equals_one_rank),
+        cmocka_unit_test(a_frozen_row_agrees_with_one_rank_wherever_it_lives),
+        cmocka_unit_test(a_frozen_row_begins_as_zeros),
         cmocka_unit_test(tied_embeddings_untied_and_untied_ones_tied_equal_one_rank),
         cmocka_unit_test(a_lookup_is_the_one_drawn),
         cmocka_unit_test(ranks_without_sequences_equal_one_rank),

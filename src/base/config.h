@@ -9,6 +9,7 @@
 typedef enum { SCHEDULE_CONSTANT, SCHEDULE_LINEAR, SCHEDULE_COSINE } Schedule;
 typedef enum { UPDATE_DEFERRED, UPDATE_BLOCKING } UpdateTime;
 typedef enum { ACTIVATIONS_KEEP, ACTIVATIONS_RECOMPUTE } Activations;
+typedef enum { PAD_ROW_FROZEN, PAD_ROW_TRAINED } PadRow;
 typedef enum { TRAVEL_AUTO, TRAVEL_ACTIVATIONS, TRAVEL_WEIGHTS } Travel;
 
 /* Strings and lists are owned by the Config and live until config_close. A list is NULL-terminated and never NULL; an
@@ -22,6 +23,7 @@ typedef struct Config {
 
     int64_t train_steps, train_sequence_length, train_sequences, train_micro_batches, train_seed;
     int64_t train_max_bad_steps; /* consecutive non-finite steps before exit 7 */
+    PadRow train_pad_row;        /* the embedding of the model's pad_token_id */
     int64_t train_sample_every;  /* steps between samples; 0: only when training ends; -1: never */
     const char *train_sample_prompt;
     int64_t train_sample_tokens;

@@ -13,6 +13,7 @@ static const char *const schedules[] = {
     [SCHEDULE_CONSTANT] = "constant", [SCHEDULE_LINEAR] = "linear", [SCHEDULE_COSINE] = "cosine", NULL};
 static const char *const updates[] = {[UPDATE_DEFERRED] = "deferred", [UPDATE_BLOCKING] = "blocking", NULL};
 static const char *const activations[] = {[ACTIVATIONS_KEEP] = "keep", [ACTIVATIONS_RECOMPUTE] = "recompute", NULL};
+static const char *const pad_rows[] = {[PAD_ROW_FROZEN] = "frozen", [PAD_ROW_TRAINED] = "trained", NULL};
 static const char *const travels[] = {
     [TRAVEL_AUTO] = "auto", [TRAVEL_ACTIVATIONS] = "activations", [TRAVEL_WEIGHTS] = "weights", NULL};
 static const char *const devices[] = {"cpu",      "cpu:plain",    "cpu:late", "cpu:avx512bf16", "cpu:avx512",
@@ -21,7 +22,7 @@ static const char *const devices[] = {"cpu",      "cpu:plain",    "cpu:late", "c
 static const char *const routings[] = {"balanced", "worst", "replay:FILE", NULL};
 
 _Static_assert(sizeof(Type) == sizeof(int) && sizeof(Schedule) == sizeof(int) && sizeof(UpdateTime) == sizeof(int) &&
-                   sizeof(Activations) == sizeof(int) && sizeof(Travel) == sizeof(int),
+                   sizeof(Activations) == sizeof(int) && sizeof(Travel) == sizeof(int) && sizeof(PadRow) == sizeof(int),
                "a choice is stored as an int");
 
 #define MANY 2147483647 /* counts fit 32 bits, so that products of two fit 64 */
@@ -59,6 +60,8 @@ const Option options[] = {
      .help = "seed of random weights, of the data's order and of samples"},
     {"train.max_bad_steps", INTEGER(train_max_bad_steps, 1, MANY, "steps"), .initial = "5",
      .help = "consecutive steps without a finite gradient before giving up (exit 7)"},
+    {"train.pad_row", CHOICE(train_pad_row, pad_rows), .initial = "frozen", .fixed = true,
+     .help = "embedding of the model's pad_token_id: frozen has no gradient, as in transformers"},
     {"train.sample_every", INTEGER(train_sample_every, -1, MANY, "steps"), .initial = "-1",
      .help = "steps between samples of text; 0: only when training ends; -1: never"},
     {"train.sample_prompt", TEXT(train_sample_prompt), .initial = "", .help = "what a sample begins with"},

@@ -4,6 +4,7 @@
 #ifndef MOP_MODEL_H
 #define MOP_MODEL_H
 
+#include "base/config.h"
 #include "base/json.h"
 #include "model/dispatch.h"
 #include "model/lookup.h"
@@ -46,6 +47,7 @@ typedef struct Spec {
     int64_t layers, hidden, heads, kv_heads, head_dim, vocabulary;
     int64_t experts, top_k, expert_hidden, dense_hidden;
     int64_t window; /* 0: none */
+    int64_t pad;    /* pad_token_id, whose embedding transformers does not train; -1: none */
     double norm_epsilon, rope_theta, initializer_range, balance, router_z;
     bool normalise_top_k, tied;
     QkNorm qk_norm;
@@ -59,6 +61,9 @@ bool spec_read(Spec *s, const char *path, Error *e);
 bool spec_from_json(Spec *s, const json_t *config, const char *where, Error *e);
 void spec_close(Spec *s);
 json_t *spec_config(const Spec *s, Type dtype); /* config.json to write, v4 keys; caller decrefs */
+/* The id whose embedding gets no gradient of its own and starts as zeros, as in transformers; -1: none. A tied head
+ * trains the row all the same. */
+int64_t spec_frozen(const Spec *s, PadRow how);
 int64_t spec_parameters(const Spec *s);
 int64_t spec_active_parameters(const Spec *s); /* used by one token, embedding lookup not counted */
 
@@ -142,6 +147,7 @@ typedef struct Model {
     int64_t ulysses_heads; /* most KV heads that are here in full-sequence form at a time */
     int64_t loss_chunk;
     Travel loss_travel;
+    int64_t frozen;                                   /* the id whose embedding is not trained; -1: none */
     Share vocabulary;                                 /* this rank's rows; P = 1: all */
     int64_t expert_first, experts_here, experts_each; /* this rank's experts; ceil(E / E_p) */
     int64_t dispatch_tokens;                          /* c: tokens of a rank in a round; 0: all */

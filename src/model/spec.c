@@ -1,13 +1,13 @@
 /* What a config.json says, as numbers; what shapes and names follow from them; and the config.json that says it
  * again.
  *
- *     config.json (v4 or v5 spelling) --in_v4_spelling--> source --family->read--> Spec --> shapes, names, counts
+ *     config.json (v4 or v5 spelling) --text_model, rope--> source --family->read--> Spec --> shapes, names, counts
  *
  * transformers fills in what a config leaves out by defaults of each class, and computes some settings that mop
  * does not. The first are the families' numbers; the second are refused, never ignored: a model that is almost
- * the same is the worst result. Two settings are knowingly without effect: `output_router_logits` (the balance
- * loss is in the training loss whenever its coefficient is not 0), and `pad_token_id` (transformers never
- * trains that row of the embedding; mop trains every row, and pads only where nothing is trained or seen). */
+ * the same is the worst result. tests/fixtures/config_table.json holds both to transformers, key by key, and
+ * docs/formats.md tells users. One setting is knowingly without effect: `output_router_logits` (the balance loss is
+ * in the training loss whenever its coefficient is not 0). */
 #define _POSIX_C_SOURCE 200809L
 #include "model/families/families.h"
 #include <math.h>
@@ -19,73 +19,54 @@ static const Family *const families[] = {&family_mixtral, &family_olmoe, &family
 
 static const size_t config_limit = (size_t)16 << 20;
 
-/* ---- v5 spelling to v4 ------------------------------------------------------------------------ */
-
 static bool is_given(const json_t *config, const char *key) {
     const json_t *value = json_object_get(config, key);
     return value && !json_is_null(value);
 }
 
-static bool check_rope_type(const json_t *rope, const char *where, Error *e) {
-    const char *type, *old;
-    if (!json_text(rope, "type", "default", &old, where, e) || !json_text(rope, "rope_type", old, &type, where, e))
-        return false;
-    if (strcmp(type, "default") != 0) {
-        return fail(e, EXIT_DATA,
-                    "rope of type \"%s\" is not built, only \"default\" is; %s; use a model without rope scaling",
-                    text_shown(type).text, where);
-    }
-    double part;
-    if (!json_double(rope, "partial_rotary_factor", 1, &part, where, e)) return false;
-    if (part == 1) return true;
-    return fail(e, EXIT_DATA, "\"partial_rotary_factor\" is %g, mop rotates whole heads; %s; use another model", part,
-                where);
+/* ---- Finding the family ------------------------------------------------------------------------ */
+
+static const Family *family_of_type(const char *type) {
+    for (size_t i = 0; i < COUNT(families); i++)
+        if (type && strcmp(type, families[i]->model_type) == 0) return families[i];
+    return NULL;
 }
 
-/* `rope_parameters` of v5, or `rope_scaling` of v4, which must then say nothing. */
-static bool take_rope(json_t *source, const char *key, const char *where, Error *e) {
-    const json_t *rope = json_object_get(source, key);
-    if (rope && !json_is_null(rope)) {
-        if (!json_is_object(rope))
-            return fail(e, EXIT_DATA, "\"%s\" must be an object; %s; correct the file", key, where);
-        if (is_given(rope, "full_attention") || is_given(rope, "sliding_attention")) {
-            return fail(e, EXIT_DATA,
-                        "\"%s\" differs by the kind of layer, which mop does not compute; %s; use another model", key,
-                        where);
-        }
-        if (!check_rope_type(rope, where, e)) return false;
-        json_t *theta = json_object_get(rope, "rope_theta");
-        bool said = is_given(source, "rope_theta");
-        if (theta && said && json_number_value(theta) != json_number_value(json_object_get(source, "rope_theta"))) {
-            return fail(e, EXIT_DATA, "\"rope_theta\" and that in \"%s\" differ; %s; correct the file", key, where);
-        }
-        if (theta && !json_is_null(theta)) json_object_set(source, "rope_theta", theta);
+static const Family *find_family(const json_t *source, const char *where, Error *e) {
+    const char *type;
+    if (!json_text(source, "model_type", NULL, &type, where, e)) return NULL;
+    const Family *family = family_of_type(type);
+    if (family) return family;
+    char known[256] = "";
+    for (size_t i = 0; i < COUNT(families); i++) {
+        size_t n = strlen(known);
+        snprintf(known + n, sizeof known - n, "%s%s", i > 0 ? ", " : "", families[i]->model_type);
     }
-    json_object_del(source, key);
-    return true;
+    if (!type)
+        fail(e, EXIT_DATA, "\"model_type\" is missing; %s; it is one of %s", where, known);
+    else
+        fail(e, EXIT_DATA, "\"model_type\" is \"%s\", mop knows %s; %s; use a model of these", text_shown(type).text,
+             known, where);
+    return NULL;
 }
 
-/* A copy of the text model's config with v5's keys where v4 has them; the caller decrefs. */
-static json_t *in_v4_spelling(const json_t *config, const char *where, Error *e) {
+/* A copy of the config, or of the text model's inside that of a model with eyes or ears; the caller decrefs. */
+static json_t *text_model(const json_t *config, const char *where, Error *e) {
     const json_t *text = json_object_get(config, "text_config");
-    json_t *source = json_deep_copy(json_is_object(text) ? text : config);
+    json_t *type = json_object_get(config, "model_type");
+    bool inside = json_is_object(text);
+    if (inside && family_of_type(json_string_value(type))) {
+        fail(e, EXIT_DATA, "\"text_config\" stands inside a \"%s\", which is a text model itself; %s; remove one",
+             json_string_value(type), where);
+        return NULL;
+    }
+    json_t *source = json_deep_copy(inside ? text : config);
     if (!source) {
         fail(e, EXIT_MEMORY, "out of memory while reading a config; %s; free some memory", where);
         return NULL;
     }
-    json_t *outer = json_object_get(config, "model_type");
-    if (!json_object_get(source, "model_type") && outer) json_object_set(source, "model_type", outer);
-    double partial;
-    if (!take_rope(source, "rope_parameters", where, e) || !take_rope(source, "rope_scaling", where, e) ||
-        !json_double(source, "partial_rotary_factor", 1, &partial, where, e)) {
-        json_decref(source);
-        return NULL;
-    }
-    if (partial == 1) return source;
-    fail(e, EXIT_DATA, "\"partial_rotary_factor\" is %g, mop rotates whole heads; %s; use another model", partial,
-         where);
-    json_decref(source);
-    return NULL;
+    if (type && !json_object_get(source, "model_type")) json_object_set(source, "model_type", type);
+    return source;
 }
 
 /* ---- What families read with ------------------------------------------------------------------ */
@@ -95,21 +76,37 @@ bool family_size(const json_t *config, const char *key, int64_t limit, int64_t *
     return *out > 0 || fail(e, EXIT_DATA, "\"%s\" is missing; %s; add it", key, where);
 }
 
-bool family_without(const json_t *config, const char *key, const char *where, Error *e) {
-    const json_t *value = json_object_get(config, key);
-    if (!value || json_is_null(value) || json_is_false(value)) return true;
-    if (json_is_number(value) && json_number_value(value) == 0) return true;
-    if (json_is_object(value) && json_object_size(value) == 0) return true;
-    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+static bool refuse_setting(const json_t *config, const char *key, const char *where, Error *e) {
+    char *text = json_dumps(json_object_get(config, key), JSON_ENCODE_ANY | JSON_COMPACT);
     fail(e, EXIT_DATA, "\"%s\" is %s, which mop does not compute; %s; use a model without it", key,
          text ? text_shown(text).text : "set", where);
     free(text);
     return false;
 }
 
-static bool read_heads(Spec *s, const json_t *config, const char *where, Error *e) {
+bool family_without(const json_t *config, const char *key, const char *where, Error *e) {
+    const json_t *value = json_object_get(config, key);
+    if (!value || json_is_null(value) || json_is_false(value)) return true;
+    if (json_is_number(value) && json_number_value(value) == 0) return true;
+    if (json_is_object(value) && json_object_size(value) == 0) return true;
+    return refuse_setting(config, key, where, e);
+}
+
+bool family_absent(const json_t *config, const char *key, const char *where, Error *e) {
+    return !is_given(config, key) || refuse_setting(config, key, where, e);
+}
+
+bool family_not_null(const json_t *config, const char *const *keys, const char *where, Error *e) {
+    for (; *keys; keys++)
+        if (json_is_null(json_object_get(config, *keys)))
+            return fail(e, EXIT_DATA, "\"%s\" is null; %s; give a value, or remove the key for the default", *keys,
+                        where);
+    return true;
+}
+
+static bool read_heads(Spec *s, const json_t *config, const char *where, FamilyDefaults defaults, Error *e) {
     if (!family_size(config, "num_attention_heads", MAX_HEADS, &s->heads, where, e)) return false;
-    if (!json_object_get(config, "num_key_value_heads"))
+    if (!defaults.heads_alike && !is_given(config, "num_key_value_heads"))
         return fail(e, EXIT_DATA, "\"num_key_value_heads\" is missing; %s; add it", where);
     if (!json_int(config, "num_key_value_heads", s->heads, 1, MAX_HEADS, &s->kv_heads, where, e) ||
         !json_int(config, "head_dim", 0, 1, MAX_WIDTH, &s->head_dim, where, e))
@@ -142,17 +139,43 @@ static bool read_number(const json_t *config, const char *key, double fallback, 
 static bool check_activation(const json_t *config, const char *where, Error *e) {
     const char *name;
     if (!json_text(config, "hidden_act", "silu", &name, where, e)) return false;
-    if (strcmp(name, "silu") == 0) return true;
+    if (strcmp(name, "silu") == 0 || strcmp(name, "swish") == 0) return true; /* two names of one function */
     return fail(e, EXIT_DATA, "\"hidden_act\" is \"%s\", only \"silu\" is built; %s; use another model",
                 text_shown(name).text, where);
 }
 
+static bool check_causal(const json_t *config, const char *where, Error *e) {
+    bool causal;
+    if (!json_bool(config, "is_causal", true, &causal, where, e)) return false;
+    return causal || refuse_setting(config, "is_causal", where, e);
+}
+
+/* As torch.nn.Embedding has it, a negative id counts from the vocabulary's end. */
+static bool read_pad(Spec *s, const json_t *config, const char *where, int64_t fallback, Error *e) {
+    const char *key = "pad_token_id";
+    s->pad = -1;
+    if (json_is_null(json_object_get(config, key))) return true;
+    if (!json_int(config, key, fallback, -s->vocabulary, s->vocabulary - 1, &s->pad, where, e)) return false;
+    if (s->pad >= s->vocabulary)
+        return fail(e, EXIT_DATA,
+                    "\"pad_token_id\" is missing, its default is %lld, and the vocabulary has %lld ids; %s; add it, "
+                    "or null for none",
+                    (long long)s->pad, (long long)s->vocabulary, where);
+    if (s->pad < 0 && json_object_get(config, key)) s->pad += s->vocabulary;
+    return true;
+}
+
 bool family_read_decoder(Spec *s, const json_t *config, const char *where, FamilyDefaults defaults, Error *e) {
-    return family_size(config, "num_hidden_layers", MAX_LAYERS, &s->layers, where, e) &&
+    static const char *const said[] = {
+        "hidden_act",          "rms_norm_eps",      "initializer_range", "router_aux_loss_coef",
+        "tie_word_embeddings", "attention_dropout", "is_causal",         NULL};
+    return family_not_null(config, said, where, e) &&
+           family_size(config, "num_hidden_layers", MAX_LAYERS, &s->layers, where, e) &&
            family_size(config, "hidden_size", MAX_WIDTH, &s->hidden, where, e) &&
            family_size(config, "vocab_size", MAX_VOCABULARY, &s->vocabulary, where, e) &&
-           read_heads(s, config, where, e) && check_activation(config, where, e) &&
-           family_without(config, "attention_bias", where, e) &&
+           read_heads(s, config, where, defaults, e) && check_activation(config, where, e) &&
+           check_causal(config, where, e) && family_without(config, "per_layer_config", where, e) &&
+           read_pad(s, config, where, defaults.pad, e) && family_without(config, "attention_bias", where, e) &&
            family_without(config, "attention_dropout", where, e) &&
            family_without(config, "quantization_config", where, e) &&
            read_number(config, "rope_theta", defaults.rope_theta, false, &s->rope_theta, where, e) &&
@@ -183,23 +206,6 @@ bool family_read_experts(Spec *s, const json_t *config, const char *where, const
 }
 
 /* ---- Reading ---------------------------------------------------------------------------------- */
-
-static const Family *find_family(const json_t *source, const char *where, Error *e) {
-    const char *type;
-    if (!json_text(source, "model_type", NULL, &type, where, e)) return NULL;
-    char known[256] = "";
-    for (size_t i = 0; i < COUNT(families); i++) {
-        if (type && strcmp(type, families[i]->model_type) == 0) return families[i];
-        size_t n = strlen(known);
-        snprintf(known + n, sizeof known - n, "%s%s", i > 0 ? ", " : "", families[i]->model_type);
-    }
-    if (!type)
-        fail(e, EXIT_DATA, "\"model_type\" is missing; %s; it is one of %s", where, known);
-    else
-        fail(e, EXIT_DATA, "\"model_type\" is \"%s\", mop knows %s; %s; use a model of these", text_shown(type).text,
-             known, where);
-    return NULL;
-}
 
 /* Every byte count of the model stays far below 2^63, whatever is kept of a parameter. */
 static bool count_parameters(const Spec *s, int64_t experts, bool embedding, int64_t *total) {
@@ -234,10 +240,12 @@ bool spec_from_json(Spec *s, const json_t *config, const char *where, Error *e) 
     *s = (Spec){0};
     if (!json_is_object(config))
         return fail(e, EXIT_DATA, "a model's config is a JSON object; %s; check the file", where);
-    s->source = in_v4_spelling(config, where, e);
+    s->source = text_model(config, where, e);
     if (!s->source) return false;
-    s->family = find_family(s->source, where, e);
-    if (s->family && s->family->read(s, s->source, where, e) && check_whole(s, where, e)) return true;
+    s->family = find_family(s->source, where, e); /* first: what follows is about families that are built */
+    if (s->family && rope_in_v4_spelling(s->source, where, e) && s->family->read(s, s->source, where, e) &&
+        check_whole(s, where, e))
+        return true;
     spec_close(s);
     return false;
 }
@@ -323,6 +331,10 @@ void spec_name(const Spec *s, ParameterName p, int64_t layer, int64_t expert, ch
         MUST(n < bytes);
     }
     out[n] = 0;
+}
+
+int64_t spec_frozen(const Spec *s, PadRow how) {
+    return how == PAD_ROW_FROZEN ? s->pad : -1;
 }
 
 /* ---- Counts ----------------------------------------------------------------------------------- */

@@ -23,6 +23,7 @@ const SpecField spec_fields[SPEC_FIELDS] = {
     ROW(expert_hidden, KIND_INTEGER, "intermediate size of experts", SPEC_MODEL),
     ROW(dense_hidden, KIND_INTEGER, "intermediate size of dense layers", SPEC_MODEL),
     ROW(window, KIND_INTEGER, "sliding_window", SPEC_MODEL),
+    ROW(pad, KIND_INTEGER, "pad_token_id", SPEC_MODEL),
     ROW(norm_epsilon, KIND_NUMBER, "rms_norm_eps", SPEC_MODEL),
     ROW(rope_theta, KIND_NUMBER, "rope_theta", SPEC_MODEL),
     ROW(initializer_range, KIND_NUMBER, "initializer_range", SPEC_BEGINNING),
@@ -35,7 +36,7 @@ const SpecField spec_fields[SPEC_FIELDS] = {
 };
 /* clang-format on */
 
-_Static_assert(sizeof(Spec) == 12 * sizeof(int64_t) + 5 * sizeof(double) + 2 * sizeof(void *) + 8 + MAX_LAYERS,
+_Static_assert(sizeof(Spec) == 13 * sizeof(int64_t) + 5 * sizeof(double) + 2 * sizeof(void *) + 8 + MAX_LAYERS,
                "a Spec has a field more or less: give it a row, and count it here");
 
 static const void *value(const SpecField *f, const Spec *s) {

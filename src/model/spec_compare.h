@@ -23,7 +23,7 @@ typedef struct {
 } SpecField;
 
 /* Every field of a Spec but moe_layers, which follows from `dense`, and the source. */
-enum { SPEC_FIELDS = 21 };
+enum { SPEC_FIELDS = 22 };
 extern const SpecField spec_fields[SPEC_FIELDS];
 
 uint64_t spec_hash(const Spec *s);

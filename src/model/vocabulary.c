@@ -69,6 +69,12 @@ static void send_gradients(const Model *m, const MicroBatch *b, Travellers *t, i
     t->moved[r % 2] = event_record(m->network);
 }
 
+/* Which of the rows here is not trained; -1: none. */
+static int64_t frozen_row(const Model *m) {
+    int64_t row = m->frozen - m->vocabulary.first;
+    return m->frozen >= 0 && row >= 0 && row < m->vocabulary.here ? row : -1;
+}
+
 /* A row's gradients are added in the order of rounds, members and positions. */
 static void return_rows(const Model *m, Weights *dw, const MicroBatch *b) {
     const Lookup *l = &b->lookup;
@@ -78,7 +84,8 @@ static void return_rows(const Model *m, Weights *dw, const MicroBatch *b) {
     for (int64_t r = 0; r < l->rounds; r++) {
         stream_wait(m->compute, t.moved[r % 2]);
         if (r + 1 < l->rounds) send_gradients(m, b, &t, r + 1);
-        embedding_backward(m->compute, dw->at[EMBED], tensor_rows(t.rows[r % 2], 0, l->round[r].rows), round_ids(l, r));
+        embedding_backward(m->compute, dw->at[EMBED], tensor_rows(t.rows[r % 2], 0, l->round[r].rows), round_ids(l, r),
+                           frozen_row(m));
     }
     arena_reset(m->work, mark);
 }
@@ -86,7 +93,7 @@ static void return_rows(const Model *m, Weights *dw, const MicroBatch *b) {
 void embed_backward(const Model *m, Weights *dw, const MicroBatch *b) {
     Component before = device_component(m->device, COMPONENT_VOCABULARY);
     if (alone(m))
-        embedding_backward(m->compute, dw->at[EMBED], b->x, b->token);
+        embedding_backward(m->compute, dw->at[EMBED], b->x, b->token, frozen_row(m));
     else
         return_rows(m, dw, b);
     device_component(m->device, before);

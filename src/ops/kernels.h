@@ -26,7 +26,7 @@ typedef struct { Tensor y, gate, up, weight, dgate, dup, dweight, dy; } SwigluAr
 typedef struct { Tensor y, inverse, x, w, dx, dw, dy; double epsilon; bool add; } NormArgs;
 typedef struct { Tensor y, a, b; } AddArgs; /* zero: y; copy: y, a; sum_rows: y, a; square_sum: y, a */
 typedef struct { Tensor y, x; int64_t y_column, x_column, columns; bool add; } ColumnsArgs;
-typedef struct { Tensor y, token, table; } EmbeddingArgs;          /* backward: table = dtable, y = dy */
+typedef struct { Tensor y, token, table; int64_t frozen; } EmbeddingArgs; /* backward: table = dtable, y = dy */
 typedef struct { Tensor y, x, table, position; double theta; bool inverse; } RopeArgs;
 typedef struct { Tensor out, lse, q, k, v, first, last, keys, dq, dk, dv, delta, dout; AttentionShape shape; } AttentionArgs;
 typedef struct { Tensor out, lse, part, part_lse, delta, dout; } AttentionRowsArgs; /* merge: the first four; delta: delta, dout, out */

@@ -49,10 +49,10 @@ void copy_columns(Stream *s, Tensor y, int64_t y_column, Tensor x, int64_t x_col
 
 /* ---- sequence.c: what looks across tokens ----------------------------------------------------- */
 
-/* y[t] = table[token[t]].  Backward: dtable[token[t]] (sum) += dy[t], in the order of t. token int32 [T], table
- * [V,H]. */
+/* y[t] = table[token[t]].  Backward: dtable[token[t]] (sum) += dy[t], in the order of t; the row `frozen` (-1: none)
+ * gets nothing. token int32 [T], table [V,H]. */
 void embedding(Stream *s, Tensor y, Tensor token, Tensor table);
-void embedding_backward(Stream *s, Tensor dtable, Tensor dy, Tensor token);
+void embedding_backward(Stream *s, Tensor dtable, Tensor dy, Tensor token, int64_t frozen);
 
 /* table[t] = (cos, sin)(position[t] * theta^(-2i/d)), i = 0..d/2-1: cosines then sines. table sum [T, d], position
  * int32 [T]. rope: halves rotate: y[i] = x[i] cos - x[i+d/2] sin, y[i+d/2] = x[i+d/2] cos + x[i] sin, for each head

@@ -18,12 +18,12 @@ void embedding(Stream *s, Tensor y, Tensor token, Tensor table) {
     op_run(s, OP_EMBEDDING, y.type, 0, BYTES_OF(y, y, token), &args, sizeof args);
 }
 
-void embedding_backward(Stream *s, Tensor dtable, Tensor dy, Tensor token) {
+void embedding_backward(Stream *s, Tensor dtable, Tensor dy, Tensor token, int64_t frozen) {
     MUST(type_real(dy.type) && dtable.dims == 2 && token.dims == 1);
     int64_t tokens = token.dim[0], width = dtable.dim[1];
-    MUST(dtable.type == type_sum(dy.type));
+    MUST(dtable.type == type_sum(dy.type) && frozen < dtable.dim[0]);
     MUST(tensor_is(token, INT32, DIM(tokens)) && tensor_is(dy, dy.type, DIM(tokens, width)));
-    EmbeddingArgs args = {.y = dy, .token = token, .table = dtable};
+    EmbeddingArgs args = {.y = dy, .token = token, .table = dtable, .frozen = frozen};
     int64_t rows_touched = 2 * tensor_count(dy) * (int64_t)type_bytes(dtable.type); /* read and written */
     op_run(s, OP_EMBEDDING_BACKWARD, dy.type, tensor_count(dy), BYTES_OF(dy, token) + rows_touched, &args, sizeof args);
 }

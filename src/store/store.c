@@ -34,6 +34,7 @@ struct Store {
     Device *device;
     Stream *compute, *network;
     Type real, sum;
+    int64_t frozen; /* the embedding's row that starts as zeros; -1: none */
     Layout *layout;
     Part *part;
     StoreArenas arenas;
@@ -130,6 +131,7 @@ Store *store_open(const Config *c, const Spec *spec, Comm *comm, const size_t ca
                  .device = d,
                  .real = c->compute_type,
                  .sum = type_sum(c->compute_type),
+                 .frozen = spec_frozen(spec, c->train_pad_row),
                  .compute = &d->stream[STREAM_COMPUTE],
                  .network = &d->stream[STREAM_NETWORK]};
     s->layout = layout_open(spec, &comm->mesh, !d->sim);
@@ -504,7 +506,8 @@ typedef struct {
     Store *store;
     const Slice *slice;
     uint64_t seed, name;
-    double deviation; /* 0: all ones */
+    double deviation;       /* 0: all ones */
+    int64_t zeros, columns; /* elements [zeros, zeros + columns) of the whole tensor are 0; columns 0: none */
 } Initialise;
 
 /* The steps of FNV-1a from a start of its own, which all random weights so far have; the 56 bits that random.h takes. */
@@ -514,16 +517,19 @@ static uint64_t name_hash(const char *name) {
     return h >> 8;
 }
 
+static double initial_value(const Initialise *a, int64_t element) {
+    if (element >= a->zeros && element < a->zeros + a->columns) return 0;
+    if (a->deviation == 0) return 1;
+    return a->deviation * random_normal(a->seed, RANDOM_WEIGHTS, a->name, (uint64_t)element);
+}
+
 static void initialise_chunk(void *context, int64_t chunk, int worker) {
     const Initialise *a = context;
     int64_t from = chunk * CHUNK, n = min64(CHUNK, a->slice->count - from);
     Type sum = a->store->sum;
     double *values = pool_scratch(a->store->device->pool, worker, CHUNK * (sizeof(double) + sizeof(float)));
     float *single = (float *)(values + CHUNK);
-    for (int64_t i = 0; i < n; i++)
-        values[i] = a->deviation == 0 ? 1
-                                      : a->deviation * random_normal(a->seed, RANDOM_WEIGHTS, a->name,
-                                                                     (uint64_t)(a->slice->first + from + i));
+    for (int64_t i = 0; i < n; i++) values[i] = initial_value(a, a->slice->first + from + i);
     if (sum == FP64) {
         put(a->store, a->slice, STORE_MASTER, from, n, values);
         return;
@@ -543,6 +549,10 @@ void store_initialise(Store *s, uint64_t seed) {
                         .seed = seed,
                         .name = name_hash(slice->name),
                         .deviation = shape.norm ? 0 : s->spec->initializer_range};
+        if (slice->parameter == EMBED && s->frozen >= 0) {
+            a.columns = s->spec->hidden;
+            a.zeros = s->frozen * a.columns;
+        }
         pool_run(s->device->pool, ceil_div(slice->count, CHUNK), initialise_chunk, &a);
     }
 }

@@ -124,9 +124,35 @@ static int32_t sample(Candidate *c, int64_t n, Sampling s, uint64_t index) {
 
 /* What ranks tell one another for each token. */
 typedef struct {
-    int32_t id; /* rank `root`'s choice */
+    int32_t id; /* rank `root`'s choice; NOT_FINITE: there is none to choose from */
     int32_t stop;
 } Said;
+
+enum { NOT_FINITE = -1 };
+
+/* False where a logit is no number. */
+static bool candidates_of(Tensor logits, Candidate *out) {
+    bool finite = true;
+    for (int64_t v = 0; v < logits.dim[0]; v++) {
+        out[v] = (Candidate){tensor_get(logits, v), (int32_t)v};
+        finite = finite && isfinite(out[v].p);
+    }
+    return finite;
+}
+
+static bool is_end(const TextEnds *ends, int32_t id) {
+    for (int i = 0; ends && i < ends->count; i++)
+        if (ends->id[i] == id) return true;
+    return false;
+}
+
+static bool check_choice(int32_t id, int64_t tokens, Error *e) {
+    return id != NOT_FINITE ||
+           fail(e, EXIT_DIVERGED,
+                "what the model predicts behind %lld tokens is not finite: its weights are finite and too large; use "
+                "an earlier checkpoint",
+                (long long)tokens);
+}
 
 /* The choice of rank `root`, and whether any rank is to stop, told to all. `all` [world] is scratch. */
 static bool agree(Run *r, int root, Said *all, int32_t *id, bool *stop, Error *e) {
@@ -142,22 +168,24 @@ bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Er
     void *logits = malloc((size_t)V * type_bytes(r->model.sum));
     Candidate *candidates = malloc((size_t)V * sizeof *candidates);
     Said *all = calloc((size_t)r->comm.mesh.world, sizeof *all);
-    bool stop = false;
     bool ok = (logits && candidates && all) ||
               fail(e, EXIT_MEMORY, "no memory for the logits of %lld tokens; free some memory", (long long)V);
+    bool stop = false;
     store_flush(r->store);
     r->model.evaluating = r->generating = true;
-    for (; ok && !stop && end < given + count; end += ok) {
+    for (bool over = false; ok && !stop && !over && end < given + count; end += ok && !over) {
         int64_t context = min64(end, longest);
         r->model.cut.limit = context;
         int root = last_rank(r);
         bool leader = r->comm.mesh.rank == root;
         ok = next_logits(r, ids + end - context, context, root, logits, e);
         Tensor t = tensor_at(logits, r->model.sum, DIM(V));
-        for (int64_t v = 0; ok && leader && v < V; v++) candidates[v] = (Candidate){tensor_get(t, v), (int32_t)v};
-        if (ok && leader) ids[end] = sample(candidates, V, s, (uint64_t)end);
+        if (ok && leader)
+            ids[end] = candidates_of(t, candidates) ? sample(candidates, V, s, (uint64_t)end) : NOT_FINITE;
         stop = s.asked && s.asked();
-        ok = ok && agree(r, root, all, &ids[end], &stop, e);
+        ok = ok && agree(r, root, all, &ids[end], &stop, e) && check_choice(ids[end], end, e);
+        over = ok && is_end(s.ends, ids[end]); /* all ranks know the token, so all end here */
+        waiting_tell(r->waiting, (double)(end + 1 - given) / (double)count);
     }
     if (s.out) *s.out = (Generated){.made = end - given, .stopped = stop};
     r->model.evaluating = r->generating = false;

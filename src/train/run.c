@@ -198,6 +198,7 @@ static void open_model(Run *r) {
     m->loss_chunk = c->mixture_loss_chunk;
     m->loss_travel = c->mixture_loss_travel;
     m->vocabulary = axis_share(&r->comm.mesh.axis[AXIS_VOCABULARY], spec->vocabulary);
+    m->frozen = spec_frozen(spec, c->train_pad_row);
     m->experts_each = ceil_div(spec->experts, expert.size);
     m->expert_first = min64(spec->experts, expert.index * m->experts_each);
     m->experts_here = min64(m->experts_each, spec->experts - m->expert_first);

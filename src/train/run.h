@@ -6,6 +6,7 @@
 
 #include "data/data.h"
 #include "store/store.h"
+#include "train/waiting.h"
 
 /* The arenas of a rank, in the order of a Price. */
 typedef enum {
@@ -65,6 +66,8 @@ typedef struct Run {
     double *stats_host;
     struct Answers *answers; /* sim's, or the recorder's */
     Event shared;            /* the routing statistics of whole sequences are there */
+
+    Waiting *waiting;        /* who is told how far an evaluation or a text is; NULL: nobody */
 
     Times told, left;  /* times.c: of the device, when a step last told them; when it ended */
     int64_t updates;   /* AdamW's own count: steps with a finite gradient */
@@ -187,12 +190,21 @@ typedef struct {
     bool stopped; /* some rank was asked to stop, so that they may be fewer */
 } Generated;
 
-/* Extends `ids`, the same on all ranks, by `count` tokens, each sampled from the last sequence_length ones. Where a
- * rank is asked to stop all stop behind the same token. Every rank calls it. */
+/* The ids that end a text (eos_token_id). */
+enum { TEXT_ENDS = 32 };
+typedef struct {
+    int32_t id[TEXT_ENDS];
+    int count;
+} TextEnds;
+
+/* Extends `ids`, the same on all ranks, by `count` tokens, each sampled from the last sequence_length ones; by fewer
+ * where an end of text is drawn, which is not made part of it. Where a rank is asked to stop all stop behind the same
+ * token. EXIT_DIVERGED where a prediction is not finite. Every rank calls it. */
 typedef struct {
     double temperature, top_p; /* temperature 0: the likeliest */
     uint64_t seed, step;       /* what the draws are a function of, beside the place in the text */
     bool (*asked)(void);       /* whether this rank is to stop; NULL: never */
+    const TextEnds *ends;      /* NULL: none */
     Generated *out;            /* may be NULL */
 } Sampling;
 bool generate(Run *r, int32_t *ids, int64_t given, int64_t count, Sampling s, Error *e);

@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "base/limits.h"
 #include "checkpoint/checkpoints.h"
+#include "store/finite.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -378,7 +379,7 @@ bool session_weights(Session *s, Run *r, Checkpoints *c, Error *e) {
         checkpoint_say_passed_over(&taken);
         s->model = taken; /* for the journal, which is this rank's too */
     }
-    return true;
+    return store_check_finite(r->store, &r->comm, taken.directory.text, false, e);
 }
 
 Checkpoints *session_checkpoints(Session *s, Run *r, const char *run, Error *e) {

@@ -19,6 +19,7 @@ struct Session {
     Tokenizer *tokenizer;
     Tokens *tokens;
     NamedCheckpoint model;   /* what model.path means */
+    TextEnds ends;           /* what ends a text that is generated (prompt.c) */
     const char *weights;     /* its directory: a checkpoint to start from; "": random */
     uint64_t request;        /* a hash of the command and its arguments, which all ranks must share */
     int world, local, first; /* ranks in all; in this process; the first of those */

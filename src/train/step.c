@@ -177,6 +177,7 @@ bool evaluate(Run *r, Evaluation *out, Error *e) {
         run_end_pass(r);
         out->loss += one.loss * (double)one.trained;
         out->trained += one.trained;
+        if (tokens > 0) waiting_tell(r->waiting, (double)token / (double)tokens);
     } while (ok && token < tokens);
     r->model.evaluating = false;
     return ok;

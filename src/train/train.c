@@ -1,7 +1,9 @@
 /* The training loop around step.c: resume, step, journal, sample, checkpoint, stop. */
 #include "train/train.h"
 #include "checkpoint/space.h"
+#include "store/finite.h"
 #include "train/banner.h"
+#include "train/prompt.h"
 #include "train/settings.h"
 
 #include <errno.h>
@@ -134,6 +136,7 @@ static bool start(Trainer *t, Training *training, Error *e) {
                     "the data is not what this run was trained on so far; %s; give the same data.path, or start a new "
                     "run with --run",
                     report.directory);
+    if (report.found && !store_check_finite(t->run->store, &t->run->comm, report.directory, true, e)) return false;
     t->state = report.found
                    ? report.state
                    : (TrainState){.data_hash = tokens_info(s->tokens).hash, .config_hash = config_hash(s->config)};
@@ -193,6 +196,7 @@ static bool sample(Trainer *t, bool *stop, Error *e) {
                     .seed = (uint64_t)c->train_seed,
                     .step = (uint64_t)t->state.step,
                     .asked = asked_to_stop,
+                    .ends = &t->session->ends,
                     .out = &out};
     if (!generate(t->run, t->text, given, c->train_sample_tokens, how, e)) return false;
     *stop = out.stopped;
@@ -296,6 +300,12 @@ static bool train_rank(Session *s, Run *r, Error *e) {
     return ok;
 }
 
+static bool sample_possible(Session *s, Error *e) {
+    const Config *c = s->config;
+    return c->train_sample_every < 0 || (tokenizer_ready(s->tokenizer, "train.sample_every", e) &&
+                                         prompt_check(s, "train.sample_prompt", c->train_sample_prompt, e));
+}
+
 int train_command(Session *s, const char *run, const TraceOptions *trace, PriceFunction price) {
     Error e = {0};
     if (device_counts(s->config->device)) {
@@ -306,8 +316,7 @@ int train_command(Session *s, const char *run, const TraceOptions *trace, PriceF
     Training training = {.run = run, .claim = {.lock = -1}};
     int code;
     if (!trace_open(&training.trace, trace, TRACE_ROOM, &e)) return session_error(&e);
-    bool sampled = s->config->train_sample_every >= 0;
-    if (!session_data(s, &e) || (sampled && !tokenizer_ready(s->tokenizer, "train.sample_every", &e)) ||
+    if (!session_data(s, &e) || !sample_possible(s, &e) ||
         (session_leads(s) && !journal_claim(&training.claim, run, s->config, &e))) {
         code = session_error(&e);
     } else {

@@ -9,7 +9,7 @@
  * SIGUSR1 finish the step, save, and end with EXIT_STOPPED; under mpirun only SIGUSR1 does. A second signal ends at
  * once. */
 int train_command(Session *s, const char *run, const TraceOptions *trace, PriceFunction price);
-/* One JSON line: loss, tokens, perplexity, bits_per_byte of the whole of data.path. */
+/* One JSON line: loss, tokens, perplexity, bits_per_byte of the whole of data.path, and of what they are. */
 int evaluate_command(Session *s, PriceFunction price);
 
 typedef struct {

@@ -14,7 +14,7 @@ field() {
 }
 
 evaluate --set model.path="$checkpoint" >"$here/one"
-grep -Eqx "\{\"loss\": $number, \"tokens\": $number, \"perplexity\": $number, \"bits_per_byte\": $number\}" "$here/one" || wrong "evaluate prints $(cat "$here/one")"
+grep -Eqx "\{\"loss\": $number, \"tokens\": $number, \"perplexity\": $number, \"bits_per_byte\": $number, \"model\": \"$checkpoint\", \"random_weights\": false, \"data\": \[\"examples/tiny.jsonl\"\]\}" "$here/one" || wrong "evaluate prints $(cat "$here/one")"
 [[ $(field tokens "$here/one") == 5925 ]] || wrong "5969 tokens in 44 documents are not 5925 targets: $(cat "$here/one")"
 evaluate --set model.path="$checkpoint" --set ranks=3 --set mixture.expert=3 --set train.sequences=5 >"$here/three"
 for key in loss tokens perplexity bits_per_byte; do close "$(field $key "$here/three")" "$(field $key "$here/one")" 1e-6; done

@@ -13,6 +13,8 @@ extern const Family family_mixtral, family_olmoe, family_qwen3_moe;
 /* What a class of transformers assumes where a config.json is silent. */
 typedef struct {
     double rope_theta, norm_epsilon, balance;
+    int64_t pad;      /* pad_token_id; -1: none */
+    bool heads_alike; /* without num_key_value_heads every head has keys of its own; else the key must be there */
 } FamilyDefaults;
 
 /* What all decoders of the Llama line share: sizes, rope, norms, initialisation, balance loss; refuses what no
@@ -28,6 +30,12 @@ bool family_read_experts(Spec *s, const json_t *config, const char *where, const
 bool family_size(const json_t *config, const char *key, int64_t limit, int64_t *out, const char *where, Error *e);
 /* Refuses a setting that mop does not compute; missing, null, false, 0 and {} pass. */
 bool family_without(const json_t *config, const char *key, const char *where, Error *e);
+/* The same where 0 or false means something too: missing and null pass. */
+bool family_absent(const json_t *config, const char *key, const char *where, Error *e);
+/* Refuses null in keys (up to NULL) where the class of transformers takes none. */
+bool family_not_null(const json_t *config, const char *const *keys, const char *where, Error *e);
+/* Rotary positions, however they are spelt, into the source's "rope_theta" (spec_rope.c). */
+bool rope_in_v4_spelling(json_t *source, const char *where, Error *e);
 
 enum { MAX_WIDTH = 1 << 20, MAX_HEADS = 1 << 14, MAX_WINDOW = 1 << 30 };
 

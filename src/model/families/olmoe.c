@@ -3,11 +3,13 @@
 #include "model/families/families.h"
 
 static bool read(Spec *s, const json_t *config, const char *where, Error *e) {
-    const FamilyDefaults defaults = {.rope_theta = 1e4, .norm_epsilon = 1e-5, .balance = 0.01};
+    const FamilyDefaults defaults = {
+        .rope_theta = 1e4, .norm_epsilon = 1e-5, .balance = 0.01, .pad = 1, .heads_alike = true};
+    static const char *const said[] = {"norm_topk_prob", "attention_bias", "head_dim", NULL};
     s->qk_norm = QK_NORM_WHOLE;
-    if (!family_read_decoder(s, config, where, defaults, e) ||
+    if (!family_not_null(config, said, where, e) || !family_read_decoder(s, config, where, defaults, e) ||
         !family_read_experts(s, config, where, "num_experts", "intermediate_size", e) ||
-        !family_without(config, "clip_qkv", where, e) ||
+        !family_absent(config, "clip_qkv", where, e) ||
         !json_bool(config, "norm_topk_prob", false, &s->normalise_top_k, where, e))
         return false;
     if (s->heads * s->head_dim == s->hidden) return true;

@@ -40,14 +40,18 @@ static bool read_dense_layers(Spec *s, const json_t *config, const char *where, 
 
 static bool read_window(Spec *s, const json_t *config, const char *where, Error *e) {
     bool on;
+    int64_t unsaid = json_object_get(config, "sliding_window") ? 0 : 4096; /* null: none */
     if (!json_bool(config, "use_sliding_window", false, &on, where, e)) return false;
-    return !on || json_int(config, "sliding_window", 0, 1, MAX_WINDOW, &s->window, where, e);
+    return !on || json_int(config, "sliding_window", unsaid, 1, MAX_WINDOW, &s->window, where, e);
 }
 
 static bool read(Spec *s, const json_t *config, const char *where, Error *e) {
-    const FamilyDefaults defaults = {.rope_theta = 1e6, .norm_epsilon = 1e-6, .balance = 0.001};
+    const FamilyDefaults defaults = {.rope_theta = 1e4, .norm_epsilon = 1e-6, .balance = 0.001, .pad = -1};
+    static const char *const said[] = {
+        "num_key_value_heads", "head_dim",           "norm_topk_prob",    "attention_bias",
+        "decoder_sparse_step", "use_sliding_window", "intermediate_size", NULL};
     s->qk_norm = QK_NORM_HEAD;
-    return family_read_decoder(s, config, where, defaults, e) &&
+    return family_not_null(config, said, where, e) && family_read_decoder(s, config, where, defaults, e) &&
            family_read_experts(s, config, where, "num_experts", "moe_intermediate_size", e) &&
            read_dense_layers(s, config, where, e) && read_window(s, config, where, e) &&
            json_bool(config, "norm_topk_prob", false, &s->normalise_top_k, where, e);

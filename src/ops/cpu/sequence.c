@@ -20,13 +20,14 @@ void plain_embedding(Stream *s, const void *arguments) {
     }
 }
 
-/* dtable[token[t]] += dy[t] */
+/* dtable[token[t]] += dy[t], but for the frozen row */
 void plain_embedding_backward(Stream *s, const void *arguments) {
     (void)s;
     const EmbeddingArgs *a = arguments;
     int64_t tokens = a->token.dim[0], width = a->table.dim[1];
     for (int64_t t = 0; t < tokens; t++) {
         int64_t token = token_at(a, t);
+        if (token == a->frozen) continue;
         for (int64_t i = 0; i < width; i++) tensor_add(a->table, token * width + i, tensor_get(a->y, t * width + i));
     }
 }

@@ -38,7 +38,8 @@ static void embed_backward_columns(void *context, int64_t index, int worker) {
     const Tensor table = a->table, dy = a->y;
     int64_t width = table.dim[1], end = min64((index + 1) * COLUMNS, width);
     for (int64_t t = 0; t < a->token.dim[0]; t++) {
-        int64_t row = token_at(a, t) * width;
+        int64_t token = token_at(a, t), row = token * width;
+        if (token == a->frozen) continue;
         for (int64_t i = index * COLUMNS; i < end; i += LANES) {
             Vector sum = vector_get(table, row + i, end - i) + vector_get(dy, t * width + i, end - i);
             vector_put(table, row + i, end - i, sum);
