@@ -14,7 +14,7 @@
 /* ---- What is there ---------------------------------------------------------------------------- */
 
 ExitCode file_code(int why) {
-    if (why == ENOENT || why == ENOTDIR) return EXIT_DATA;
+    if (why == ENOENT || why == ENOTDIR || why == EISDIR) return EXIT_DATA;
     return why == ENOMEM ? EXIT_MEMORY : EXIT_IO;
 }
 

@@ -9,7 +9,8 @@
 #include "base/base.h"
 #include <dirent.h>
 
-/* The exit code for an errno: missing is EXIT_DATA, no memory EXIT_MEMORY, everything else EXIT_IO. */
+/* The exit code for an errno: what is missing or of another kind is EXIT_DATA, no memory EXIT_MEMORY, everything else
+ * EXIT_IO. */
 ExitCode file_code(int why);
 
 typedef enum { KIND_NONE, KIND_FILE, KIND_DIRECTORY, KIND_OTHER } FileKind;

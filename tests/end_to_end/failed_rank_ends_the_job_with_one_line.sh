@@ -4,6 +4,6 @@
 
 mkdir "$here/record.2" # where rank 2 would write its routing
 start=$SECONDS
-refuses 3 "record.2 cannot be opened.*rank 2" train examples/tiny.yaml --set ranks=4 --set sim.record="$here/record" --run "$here/run"
+refuses 3 "routing record cannot be opened.*record.2.*rank 2" train examples/tiny.yaml --set ranks=4 --set sim.record="$here/record" --run "$here/run"
 ((SECONDS - start < 10)) || wrong "it took $((SECONDS - start)) s"
 absent "$here/run"

@@ -19,7 +19,7 @@ done
 mkdir "$here/record.1" # where rank 1 would write its routing
 start=$SECONDS
 code_of "${launch[@]}" 3 "$MOP" train examples/tiny.yaml --run "$here/failed" --set sim.record="$here/record"
-[[ $code == 3 && $(grep -c "^mop: error\[3\]: .*record.1 cannot be opened.*(rank 1)" "$here/err") == 1 ]] || wrong "rank 1 failed: exit $code, $(cat "$here/err")"
+[[ $code == 3 && $(grep -c "^mop: error\[3\]: .*routing record cannot be opened.*record.1.*(rank 1)" "$here/err") == 1 ]] || wrong "rank 1 failed: exit $code, $(cat "$here/err")"
 [[ $(grep -c "^mop: error" "$here/err") == 1 ]] || wrong "others speak too: $(cat "$here/err")"
 ((SECONDS - start < 10)) || wrong "it took $((SECONDS - start)) s"
 absent "$here/failed"
