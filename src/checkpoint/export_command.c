@@ -125,7 +125,7 @@ static bool copy_small_files(const Export *x, Error *e) {
 /* ---- The command ------------------------------------------------------------------------------ */
 
 static bool misused(const char *what, Error *e) {
-    return fail(e, EXIT_USAGE, "%s; command line; use %s", what, usage);
+    return fail(e, EXIT_USAGE, "%s; use %s", what, usage);
 }
 
 static bool read_arguments(Export *x, int argc, char **argv, Error *e) {
