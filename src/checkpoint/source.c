@@ -76,7 +76,7 @@ static bool add_model(Source *s, Error *e) {
     struct stat st;
     if (stat(s->path.text, &st) != 0) {
         return fail(e, errno == ENOENT || errno == ENOTDIR ? EXIT_DATA : EXIT_IO,
-                    "cannot open weights: %s; %s; check the path", strerror(errno), s->path.text);
+                    "%s: cannot open weights: %s; check the path", s->path.text, strerror(errno));
     }
     if (!S_ISDIR(st.st_mode)) return add_file(s, s->path.text, e);
     Path index = path_join(s->path.text, "model.safetensors.index.json"),
