@@ -336,7 +336,7 @@ static void read_flow_list(Reader *r, const Option *o, const char *text) {
     close_text(r);
 }
 
-/* "key=value": the value is taken as it is, without quotes or escapes, but for [a, b] as a list's. */
+/* "key=value": the value is taken literally (no quotes, no escapes); [a, b] is read as a list. */
 static void apply_set(Reader *r, const char *set) {
     char key[128];
     size_t n = strcspn(set, "=");

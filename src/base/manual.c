@@ -31,10 +31,11 @@ static const Page pages[] = {
      "Several are a list: [a.txt, b.jsonl].",
      "Always given to train and evaluate. Large text is read faster from a .tokens file.", "data.path=[book.txt, more.jsonl]"},
     {"data.tokenizer",
-     "A tokenizer.json, which turns text into ids. When it is left empty, mop takes the one beside the model's weights, "
-     "and where there is none, bytes: id = byte, a vocabulary of 256.",
-     "Give it when the tokenizer lies elsewhere than the model. Text that another program has tokenized already needs none: "
-     "see {\"input_ids\": ...} in docs/start.md.",
+     "A tokenizer.json, which turns text into ids; or bytes, which is built in: id = byte, a vocabulary of 256; or none, for "
+     "data that is made of ids already. When it is left empty, mop takes the one beside the model's weights, or bytes "
+     "where there is none and the model's vocabulary fits them.",
+     "Give it when the tokenizer lies elsewhere than the model, or is of a kind that mop cannot read: docs/start.md shows "
+     "how to turn text into ids with another program.",
      "data.tokenizer=model/tokenizer.json"},
     /* ---- train ---- */
     {"train",

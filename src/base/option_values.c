@@ -63,6 +63,8 @@ static bool matches_form(const char *text, const char *form) {
 /* ---- Paths ------------------------------------------------------------------------------------ */
 
 const char *option_path(const Option *o, const char *text) {
+    for (int i = 0; o->words && o->words[i]; i++)
+        if (strcmp(text, o->words[i]) == 0) return NULL;
     if (o->path) return *text ? text : NULL;
     for (int i = 0; o->choices && o->choices[i]; i++) {
         const char *file = strstr(o->choices[i], ":FILE");

@@ -14,6 +14,7 @@ static const char *const travels[] = {
 static const char *const devices[] = {"cpu",      "cpu:plain",    "cpu:late", "cpu:avx512bf16", "cpu:avx512",
                                       "cpu:avx2", "cpu:portable", "cuda:N",   "sim:NAME",       "sim:FILE.json",
                                       NULL};
+static const char *const tokenizers[] = {"bytes", "none", NULL};
 static const char *const routings[] = {"balanced", "worst", "replay:FILE", NULL};
 
 _Static_assert(sizeof(Type) == sizeof(int) && sizeof(Schedule) == sizeof(int) && sizeof(UpdateTime) == sizeof(int) &&
@@ -40,7 +41,7 @@ const Option options[] = {
 
     {"data.path", LIST(data_path), .path = true, .initial = "", .contents = true,
      .help = "text, JSONL or token files, or directories of them: one path or a list"},
-    {"data.tokenizer", PATH(data_tokenizer), .initial = "", .contents = true,
+    {"data.tokenizer", PATH(data_tokenizer), .words = tokenizers, .initial = "", .contents = true,
      .help = "a tokenizer.json; \"\": the one beside the model, else bytes"},
 
     {"train.steps", INTEGER(train_steps, 1, MANY, "steps"), .initial = "100",

@@ -21,6 +21,7 @@ typedef struct {
      * where capitals after a colon stand for any text, FILE for a path; NULL: any text at all. */
     const char *const *choices;
     bool path;  /* the text, or each of the list, is the path of a file or a directory */
+    const char *const *words; /* NULL-terminated values that are no paths all the same; NULL: none */
     bool fixed;    /* may not change when a run is resumed */
     bool own;      /* may differ between the ranks of a run, and between its resumes without a word */
     bool contents; /* a path: it may differ between ranks and at a resume, but what it leads to is compared */
