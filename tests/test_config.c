@@ -587,9 +587,12 @@ static void paths_in_a_file_start_at_that_file_and_those_of_sets_do_not(void **s
     assert_string_equal(c.data_tokenizer, "t.json");
     config_close(&c);
 
-    put_file(path, "device: sim:h200\nsim.routing: worst\ndata.tokenizer: bytes\n"); /* names, not paths */
-    assert_true(config_read(&at_home, path, NULL, 0, &e));
-    assert_string_equal(at_home.device, "sim:h200");
+    put_file(path, "device: sim:h200x1-of-mine\nsim.routing: worst\ndata.tokenizer: bytes\n");
+    const char *const list[] = {"data.path=[x.txt, /y.txt]"}; /* names are no paths, and a set's list starts here */
+    assert_true(config_read(&at_home, path, list, 1, &e));
+    assert_string_equal(at_home.data_path[0], "x.txt");
+    assert_string_equal(at_home.data_path[1], "/y.txt");
+    assert_string_equal(at_home.device, "sim:h200x1-of-mine");
     assert_string_equal(at_home.sim_routing, "worst");
     assert_string_equal(at_home.model_path, "");
     assert_string_equal(at_home.data_tokenizer, "bytes");
