@@ -26,6 +26,14 @@ for page in README.md docs/start.md; do
     ((count > 5)) || wrong "$page has only $count commands that are run"
 done
 
+# A part of a plan is shown, as `mop plan` prints it ("..." stands for the rest of a line).
+lines=0
+while IFS= read -r line; do
+    grep -qF -- "${line% ...}" tests/plans/tiny-4.txt || wrong "docs/start.md shows a line of a plan that there is none of: $line"
+    lines=$((lines + 1))
+done < <(awk '/^<!-- lines of/ { on = 1; next } /^<!-- end -->$/ { on = 0 } on && sub(/^    /, "")' docs/start.md)
+((lines > 10)) || wrong "docs/start.md shows only $lines lines of a plan"
+
 # What the pages speak of is there: settings, commands, files.
 mapfile -t named < <(grep -ohE '\b(model|data|train|compute|optimizer|loss|checkpoint|mixture|sim|comm)\.[a-z_0-9]+(=|`| )' README.md docs/start.md |
     sed 's/[=` ]$//' | sort -u | grep -vE '^(data|train|model)\.(jsonl|json|tokens|safetensors|txt)$|^loss\.rolling')
