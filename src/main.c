@@ -104,7 +104,7 @@ static int config_command(int argc, char **argv) {
 static int help_command(int argc, char **argv);
 
 #define CONFIG_HELP                                                                                                    \
-    "CONFIG        a YAML file of settings (examples/ has some), or a run's directory, which has one\n"                 \
+    "CONFIG        a YAML file of settings (examples/ has some), or a run's directory, which has one\n"                \
     "--set K=V     another value for one setting, as often as needed; `mop help` lists them\n"
 
 static const struct {
@@ -114,10 +114,11 @@ static const struct {
 } commands[] = {
     {"train", "CONFIG [--set KEY=VALUE]... [--run DIR] [--trace FILE.json] [--trace-steps FIRST:LAST]",
      "train; the same command again resumes",
-     CONFIG_HELP "--run DIR     where the run lives: settings, metrics, checkpoints; runs/NAME for NAME.yaml\n"
-                 "--trace F     a timeline of each step for ui.perfetto.dev; under mpirun a file for each rank, F.rank3.json\n"
-                 "--trace-steps FIRST:LAST   of these steps only, counted from 1\n"
-                 "Ctrl-C saves and ends with 75 (under mpirun: SIGUSR1 to the ranks); a second one ends at once.\n",
+     CONFIG_HELP
+     "--run DIR     where the run lives: settings, metrics, checkpoints; runs/NAME for NAME.yaml\n"
+     "--trace F     a timeline of each step for ui.perfetto.dev; under mpirun a file for each rank, F.rank3.json\n"
+     "--trace-steps FIRST:LAST   of these steps only, counted from 1\n"
+     "Ctrl-C saves and ends with 75 (under mpirun: SIGUSR1 to the ranks); a second one ends at once.\n",
      session_command},
     {"evaluate", "CONFIG|RUN|CHECKPOINT [--set model.path=RUN|CHECKPOINT] [--set data.path=FILE]",
      "loss of a checkpoint on a text, one JSON line",
@@ -125,7 +126,8 @@ static const struct {
                  "CHECKPOINT    these weights; a Hugging Face directory is one too\n",
      session_command},
     {"generate",
-     "CONFIG|RUN|CHECKPOINT [--set model.path=RUN|CHECKPOINT] --prompt TEXT [--tokens 200] [--temperature 0.8] [--top-p "
+     "CONFIG|RUN|CHECKPOINT [--set model.path=RUN|CHECKPOINT] --prompt TEXT [--tokens 200] [--temperature 0.8] "
+     "[--top-p "
      "0.95] [--seed 1]",
      "continue a text",
      CONFIG_HELP "RUN, CHECKPOINT   whose weights; a Hugging Face directory is a checkpoint too\n"
@@ -140,11 +142,12 @@ static const struct {
      CONFIG_HELP "--trace F     the timeline that is predicted, for ui.perfetto.dev\n", session_command},
     {"verify-layouts", "CONFIG [--set KEY=VALUE]... [--ranks N] [--steps 3] [--layouts 24] [--type fp64|fp32]",
      "proof that many ways of dividing the model train as one rank does",
-     CONFIG_HELP "--ranks       ranks to divide over; the config's, or 4\n"
-                 "--steps       steps that are compared\n"
-                 "--layouts     how many mixed layouts, beside each axis by itself\n"
-                 "--type        fp64: equal within 1e-12; fp32: within 1e-5, where a near-tie of the router may choose\n"
-                 "              another expert and is no fault\n",
+     CONFIG_HELP
+     "--ranks       ranks to divide over; the config's, or 4\n"
+     "--steps       steps that are compared\n"
+     "--layouts     how many mixed layouts, beside each axis by itself\n"
+     "--type        fp64: equal within 1e-12; fp32: within 1e-5, where a near-tie of the router may choose\n"
+     "              another expert and is no fault\n",
      session_command},
     {"report", "RUN [--json]", "where the time of a run goes: what its metrics say, also while it trains",
      "--json        the same as one JSON object\n", report_command},
@@ -155,7 +158,8 @@ static const struct {
      "--disk DIR    measures the disk there; the current directory where nothing is said\n"
      "--step CONFIG a step of this run predicted from the rates, beside the same step taken\n",
      doctor_command},
-    {"data", "IN... --out FILE.tokens [--tokenizer tokenizer.json] | --show FILE.tokens", "make or look at a token file",
+    {"data", "IN... --out FILE.tokens [--tokenizer tokenizer.json] | --show FILE.tokens",
+     "make or look at a token file",
      "IN            text (UTF-8), .jsonl, or directories of them\n"
      "--out         the token file, for data.path\n"
      "--tokenizer   bytes where nothing is said: id = byte\n"
@@ -194,7 +198,8 @@ static int help_one(const char *name) {
 
 static int help_command(int argc, char **argv) {
     if (argc > 1) return help_one(argv[1]);
-    printf("mop %s: trains mixture-of-experts language models. `mop help COMMAND` tells of each word.\n\n", MOP_VERSION);
+    printf("mop %s: trains mixture-of-experts language models. `mop help COMMAND` tells of each word.\n\n",
+           MOP_VERSION);
     for (size_t i = 0; i < COUNT(commands); i++)
         printf("  mop %-9s %s\n      %s\n", commands[i].name, commands[i].usage, commands[i].help);
     printf(
@@ -213,7 +218,8 @@ static bool asks_for_help(const char *word) {
 /* Anywhere, but as the value of a flag. */
 static bool any_asks_for_help(int argc, char **argv) {
     for (int i = 0; i < argc; i++)
-        if (asks_for_help(argv[i]) && (i == 0 || strncmp(argv[i - 1], "--", 2) != 0 || strchr(argv[i - 1], '='))) return true;
+        if (asks_for_help(argv[i]) && (i == 0 || strncmp(argv[i - 1], "--", 2) != 0 || strchr(argv[i - 1], '=')))
+            return true;
     return false;
 }
 

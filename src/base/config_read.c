@@ -359,7 +359,8 @@ static void apply_set(Reader *r, const char *set) {
 static void check_together(Reader *r) {
     const Config *c = r->config;
     char *directory = directory_now();
-    if (!directory) note(r, 0, "the current directory has no name in UTF-8 (%s); start mop in another", strerror(errno));
+    if (!directory)
+        note(r, 0, "the current directory has no name in UTF-8 (%s); start mop in another", strerror(errno));
     free(directory);
     if (*c->sim_record && strncmp(c->device, "sim:", 4) == 0) {
         note(r, 0, "sim.record is given, but a sim device has no routing to record; use device: cpu");

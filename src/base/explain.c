@@ -40,8 +40,10 @@ static void print_row(const Option *o, FILE *f) {
 }
 
 void config_help(FILE *f) {
-    fputs("Settings: keys of the YAML file, or --set KEY=VALUE. Relative paths in a YAML file start at that file, those of\n"
-          "--set at the current directory. `mop help KEY` explains one, `mop help SECTION` all of mixture, train, ...\n\n",
+    fputs("Settings: keys of the YAML file, or --set KEY=VALUE. Relative paths in a YAML file start at that file, "
+          "those of\n"
+          "--set at the current directory. `mop help KEY` explains one, `mop help SECTION` all of mixture, train, "
+          "...\n\n",
           f);
     fprintf(f, "%-26s %-10s %-12s\n", "KEY", "DEFAULT", "UNIT");
     for (int i = 0; i < option_count; i++) {

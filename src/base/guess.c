@@ -65,7 +65,8 @@ static Hint nearest_key(const char *key) {
         snprintf(name, sizeof name, "%.*s", (int)section, known);
         bool nearer_key = nearer(shown.text, known, 0, &least) | nearer(word, last_name(known), 2, &least);
         if (nearer_key) snprintf(hint.text, sizeof hint.text, "the nearest is %s", known);
-        if (section && nearer(shown.text, name, 0, &least)) snprintf(hint.text, sizeof hint.text, "the nearest is %s", name);
+        if (section && nearer(shown.text, name, 0, &least))
+            snprintf(hint.text, sizeof hint.text, "the nearest is %s", name);
     }
     return hint;
 }
@@ -81,7 +82,8 @@ static const struct {
     {" min_lr min_lr_ratio lr_min final_lr_frac ", "here it is optimizer.minimum, a fraction of the learning rate"},
     {" lr_scheduler lr_scheduler_type lr_schedule lr_decay_style scheduler ",
      "here it is optimizer.schedule: constant, linear or cosine"},
-    {" warmup_steps num_warmup_steps warmup_iters lr_warmup_iters lr_warmup_steps ", "here it is optimizer.warmup, in steps"},
+    {" warmup_steps num_warmup_steps warmup_iters lr_warmup_iters lr_warmup_steps ",
+     "here it is optimizer.warmup, in steps"},
     {" warmup_ratio lr_warmup_fraction warmup_fraction ",
      "here it is optimizer.warmup, in steps: this ratio times train.steps"},
     {" lr_decay_iters lr_decay_steps ", "the schedule ends at train.steps"},
@@ -116,7 +118,8 @@ static const struct {
     {" config_name model_config_path ", "here it is model.config, a Hugging Face config.json"},
     {" tokenizer_name tokenizer_path tokenizer_name_or_path tokenizer_file tokenizer_model tokenizer_type ",
      "here it is data.tokenizer, a tokenizer.json"},
-    {" model_type architectures hidden_size intermediate_size moe_intermediate_size num_hidden_layers num_layers n_layer "
+    {" model_type architectures hidden_size intermediate_size moe_intermediate_size num_hidden_layers num_layers "
+     "n_layer "
      "num_attention_heads n_head num_key_value_heads head_dim vocab_size num_experts num_local_experts "
      "num_experts_per_tok moe_router_topk rope_theta rms_norm_eps tie_word_embeddings ",
      "it belongs into the model's config.json, which model.config names"},
@@ -131,7 +134,8 @@ static const struct {
     /* data */
     {" datasets dataset dataset_name dataset_path train_file train_files train_data data_dir training_data ",
      "here it is data.path: files or directories on this machine; mop downloads nothing"},
-    {" val_data validation_file validation_data test_datasets val_set_size eval_dataset eval_steps eval_interval eval_every "
+    {" val_data validation_file validation_data test_datasets val_set_size eval_dataset eval_steps eval_interval "
+     "eval_every "
      "evaluation_strategy eval_strategy eval_iters do_eval ",
      "mop does not validate while it trains; `mop evaluate` measures a checkpoint on any text; remove it"},
     {" chat_template train_on_inputs completion_only_loss assistant_only_loss dataset_text_field ",
@@ -152,12 +156,14 @@ static const struct {
      "mop has no tensor parallelism: mixture.dense and mixture.expert_shard divide weights, mixture.ulysses attention"},
     {" pp pipeline_parallel pipeline_parallel_size pipeline_model_parallel_size pp_size ",
      "mop has no pipeline: every rank works on every layer; mixture.dense and mixture.expert divide what it holds"},
-    {" dp ddp data_parallel data_parallel_size dp_size ddp_backend ", "every rank has sequences of its own, always; remove it"},
+    {" dp ddp data_parallel data_parallel_size dp_size ddp_backend ",
+     "every rank has sequences of its own, always; remove it"},
     {" ep expert_parallel expert_parallel_size expert_model_parallel_size ep_size ", "here it is mixture.expert"},
     {" cp sp context_parallel context_parallel_size context_parallel_degree sequence_parallel sequence_parallel_size ",
      "here it is mixture.ulysses, by heads, or mixture.ring, by stretches of the sequence"},
     {" zero zero_stage zero_optimization fsdp fsdp_config deepspeed sharding use_distributed_optimizer ",
-     "here it is mixture.dense: weights, gradients and AdamW's state are divided among all ranks unless it says otherwise"},
+     "here it is mixture.dense: weights, gradients and AdamW's state are divided among all ranks unless it says "
+     "otherwise"},
     {" cpu_offload offload offload_optimizer ", "moving state out of memory is not built; remove it"},
     /* files and words */
     {" output_dir out_dir save_dir checkpoint_dir logging_dir run_name ",
@@ -166,9 +172,11 @@ static const struct {
     {" save_total_limit keep_last_n max_checkpoints ", "here it is checkpoint.keep"},
     {" resume resume_from_checkpoint auto_resume_from_checkpoints ",
      "the same command continues by itself from the run's newest checkpoint; remove it"},
-    {" logging_steps log_interval log_every log_freq report_to wandb wandb_project use_wandb tensorboard tensorboard_dir ",
+    {" logging_steps log_interval log_every log_freq report_to wandb wandb_project use_wandb tensorboard "
+     "tensorboard_dir ",
      "every step is a line of metrics.jsonl in the run's directory; remove it"},
-    {" temperature top_p max_new_tokens prompt ", "it is no setting: --temperature, --top-p, --tokens and --prompt of mop generate"},
+    {" temperature top_p max_new_tokens prompt ",
+     "it is no setting: --temperature, --top-p, --tokens and --prompt of mop generate"},
     {" trust_remote_code hub_model_id push_to_hub ", "mop neither runs a model's code nor talks to a hub; remove it"},
 };
 

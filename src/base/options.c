@@ -69,8 +69,8 @@ const Option options[] = {
     {"compute.activations", CHOICE(compute_activations, activations), .initial = "keep",
      .help = "keep every intermediate for backward, or recompute all but attention's output"},
     {"device", TEXT(device), .initial = "cpu", .choices = devices,
-     .help =
-         "cpu; cpu:plain: its defining loops; cpu:late: delayed, for tests; cuda:N: no ops yet; sim:...: counts, no data"},
+     .help = "cpu; cpu:plain: its defining loops; cpu:late: delayed, for tests; cuda:N: no ops yet; sim:...: counts, "
+             "no data"},
     {"ranks", INTEGER(ranks, 0, 65536, "ranks"), .initial = "0",
      .help = "ranks of the run, threads of one process unless under mpirun; 0: mpirun's n, else 1"},
 

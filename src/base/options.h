@@ -20,10 +20,10 @@ typedef struct {
     /* NULL-terminated. Of a choice: the names of the enum's values, in its order. Of a text: the forms it may have,
      * where capitals after a colon stand for any text, FILE for a path; NULL: any text at all. */
     const char *const *choices;
-    bool path;  /* the text, or each of the list, is the path of a file or a directory */
+    bool path;                /* the text, or each of the list, is the path of a file or a directory */
     const char *const *words; /* NULL-terminated values that are no paths all the same; NULL: none */
-    bool fixed;    /* may not change when a run is resumed */
-    bool own;      /* may differ between the ranks of a run, and between its resumes without a word */
+    bool fixed;               /* may not change when a run is resumed */
+    bool own;                 /* may differ between the ranks of a run, and between its resumes without a word */
     bool contents; /* a path: it may differ between ranks and at a resume, but what it leads to is compared */
     const char *help;
 } Option;
@@ -32,7 +32,7 @@ extern const Option options[];
 extern const int option_count;
 
 const Option *option_find(const char *key); /* NULL: no such key */
-size_t option_section(const Option *o); /* bytes of the key that are its section; 0: none */
+size_t option_section(const Option *o);     /* bytes of the key that are its section; 0: none */
 
 /* Gives the field its value; EXIT_USAGE with "key is ...; it must be ..." when the text is not allowed. A list becomes
  * a list of one, or of none when the text is "". */
@@ -51,7 +51,7 @@ char *option_text(const Option *o, const Config *c);          /* the same; the c
 /* The same with relative paths located at `base`. */
 void option_print_located(const Option *o, const Config *c, const char *base, FILE *f);
 char *option_text_located(const Option *o, const Config *c, const char *base);
-void option_print_allowed(const Option *o, FILE *f);          /* "an integer from 1 to 8 (steps)" */
+void option_print_allowed(const Option *o, FILE *f); /* "an integer from 1 to 8 (steps)" */
 bool option_equal(const Option *o, const Config *a, const Config *b);
 
 #endif

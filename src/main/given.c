@@ -54,9 +54,10 @@ static bool refuse_directory(const char *command, const char *directory, Error *
     bool found = list_configs(directory, names, sizeof names, first, e);
     if (e->code != EXIT_DONE) return false;
     if (!found)
-        return fail(e, EXIT_USAGE,
-                    "%s: a configuration is needed, this is a directory without one; give a YAML file, or a run's directory",
-                    directory);
+        return fail(
+            e, EXIT_USAGE,
+            "%s: a configuration is needed, this is a directory without one; give a YAML file, or a run's directory",
+            directory);
     return fail(e, EXIT_USAGE, "%s: a configuration is needed, this is a directory; it holds %s: type mop %s %s/%s",
                 directory, names, command, directory, first);
 }
@@ -64,9 +65,10 @@ static bool refuse_directory(const char *command, const char *directory, Error *
 /* A checkpoint inside a run has that run's settings. */
 static bool take_model(const char *command, const char *directory, Given *out, Error *e) {
     if (!only_runs_forward(command))
-        return fail(e, EXIT_USAGE,
-                    "%s: a configuration is needed, this is a model; to start from its weights, type --set model.path=%s",
-                    directory, directory);
+        return fail(
+            e, EXIT_USAGE,
+            "%s: a configuration is needed, this is a model; to start from its weights, type --set model.path=%s",
+            directory, directory);
     snprintf(out->model.text, sizeof out->model.text, "%s", directory);
     if (holds(directory, "manifest.json", e) && holds(directory, "../../config.yaml", e))
         out->config = path_join(directory, "../../config.yaml");
@@ -131,8 +133,8 @@ static const Sign *sign_of_json(const char *path) {
 
 static bool refuse_other(const char *path, const Sign *sign, Error *e) {
     bool open = sign->set[strlen(sign->set) - 1] == '=' || sign->set[strlen(sign->set) - 1] == ':';
-    return fail(e, EXIT_USAGE, "%s: a configuration is needed, %s; name it with --set %s%s", path, sign->what, sign->set,
-                open ? path : "");
+    return fail(e, EXIT_USAGE, "%s: a configuration is needed, %s; name it with --set %s%s", path, sign->what,
+                sign->set, open ? path : "");
 }
 
 bool config_given(const char *command, const char *given, Given *out, Error *e) {
