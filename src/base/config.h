@@ -13,8 +13,8 @@ typedef enum { TRAVEL_AUTO, TRAVEL_ACTIVATIONS, TRAVEL_WEIGHTS } Travel;
 
 /* Strings and lists are owned by the Config and live until config_close. A list is NULL-terminated and never NULL; an
  * unset string is "". A field is its key with the first underscore as a dot: train_sample_every is train.sample_every.
- * Relative paths in a YAML file start at that file, those of --set at the directory mop is started in; here all start at
- * the latter. */
+ * Relative paths in a YAML file start at that file, those of --set at the directory mop is started in; here all start
+ * at the latter. */
 typedef struct Config {
     const char *model_config;   /* a Hugging Face config.json: random initialisation */
     const char *model_path;     /* a checkpoint directory; wins over model_config */

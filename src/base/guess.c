@@ -1,5 +1,5 @@
-/* Slips of the fingers by edit distance; names of other trainers (transformers, TRL, Axolotl, Megatron, torchtitan, nanoGPT
- * and their like) by a table, since no spelling leads from `lr` to optimizer.learning_rate. */
+/* Slips of the fingers by edit distance; names of other trainers (transformers, TRL, Axolotl, Megatron, torchtitan,
+ * nanoGPT and their like) by a table, since no spelling leads from `lr` to optimizer.learning_rate. */
 #define _POSIX_C_SOURCE 200809L
 #include "base/guess.h"
 #include "base/options.h"

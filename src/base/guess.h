@@ -1,5 +1,5 @@
-/* What an unknown name was meant to be: the nearest known one, or what another trainer calls so. A far name is no help, so
- * none is given then. */
+/* What an unknown name was meant to be: the nearest known one, or what another trainer calls so. A far name is no help,
+ * so none is given then. */
 #ifndef MOP_GUESS_H
 #define MOP_GUESS_H
 

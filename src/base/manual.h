@@ -1,5 +1,6 @@
-/* What a newcomer wants to know of each setting and each section, in whole sentences. `mop config explain` and `mop help`
- * print it; a test holds that every row of the option table has a page here, and that its example is accepted. */
+/* What a newcomer wants to know of each setting and each section, in whole sentences. `mop config explain` and
+ * `mop help` print it; a test holds that every row of the option table has a page here, and that its example is
+ * accepted. */
 #ifndef MOP_MANUAL_H
 #define MOP_MANUAL_H
 

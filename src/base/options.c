@@ -1,4 +1,4 @@
-/* Every setting of mop. What a row means for a value is in option_values.c; what a newcomer wants to know, in manual.c. */
+/* Every setting of mop. What a row means for a value is in option_values.c; what a user wants to know, in manual.c. */
 #include "base/options.h"
 #include <string.h>
 

@@ -11,8 +11,8 @@ typedef struct {
     Path run;    /* the run that `train` goes on with; "": none */
 } Given;
 
-/* A run's directory stands for its config.yaml, with its newest weights to evaluate and to generate, and itself to train
- * on; a checkpoint or a Hugging Face directory stands for its weights where no training is asked for. `given` may be
+/* A run's directory stands for its config.yaml, with its newest weights to evaluate and to generate, and itself to
+ * train on; a checkpoint or a Hugging Face directory stands for its weights where no training is asked for. `given` may be
  * NULL. */
 bool config_given(const char *command, const char *given, Given *out, Error *e);
 
