@@ -39,3 +39,4 @@ grep -Eq "^ranks +1$" "$here/said" || wrong "plan RUN does not plan: $(cat "$her
 cd "$here/elsewhere"
 "$program" train ../project/small.yaml --run run --set train.steps=6 >"$here/said"
 grep -q "^resume: " "$here/said" || wrong "the same command does not resume: $(cat "$here/said")"
+[[ $(grep "^changed: " "$here/said") == "changed: train.steps 5 -> 6" ]] || wrong "other spellings of paths are told as changes: $(cat "$here/said")"
