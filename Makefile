@@ -10,10 +10,11 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := build
 .PHONY: build cuda bench-cpu bench-gpu machines-doc run test test-debug test-tsan test-faults test-random bench format install clean
 
-# $(call make,preset,target,packages)
+# $(call make,preset,target,packages): what was found is told the first time only.
+folder = $(if $(filter default,$(1)),build,build-$(1))
 define make
 @tools/setup.sh $(3)
-@cmake --preset $(1)
+@cmake --preset $(1) $(if $(wildcard $(folder)/CMakeCache.txt),>/dev/null)
 @cmake --build --preset $(1) --target $(2) $(JOBS)
 endef
 

@@ -5,18 +5,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void writes_and_reads_back(const Config *c) {
+static char *written(const Config *c, size_t *bytes) {
     char *text;
-    size_t bytes;
-    FILE *f = open_memstream(&text, &bytes);
+    FILE *f = open_memstream(&text, bytes);
     MUST(f);
     config_write(c, f);
     MUST(fclose(f) == 0);
+    return text;
+}
+
+/* Paths are written whole, so that it is the second text which is equal. */
+static void writes_and_reads_back(const Config *c) {
+    size_t bytes, again;
+    char *text = written(c, &bytes);
     Config back;
     Error e = {0};
     MUST(bytes > 1024 * 1024 || config_read_text(&back, text, bytes, "written", NULL, 0, &e));
     if (e.code == EXIT_DONE && bytes <= 1024 * 1024) {
-        for (int i = 0; i < option_count; i++) MUST(option_equal(&options[i], c, &back));
+        char *second = written(&back, &again);
+        MUST(again == bytes && memcmp(text, second, bytes) == 0);
+        free(second);
         config_close(&back);
     }
     free(text);

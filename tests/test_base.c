@@ -290,7 +290,7 @@ static void missing_files_and_directories_are_refused(void **state) {
     size_t bytes;
     Error missing = {0}, folder = {0}, nowhere = {0};
     assert_null(file_read(in_directory("none"), 10, &bytes, &missing));
-    assert_says(&missing, EXIT_DATA, "/none; check the path");
+    assert_says(&missing, EXIT_DATA, "/none: cannot open: No such file or directory; check the path");
     assert_null(file_read(directory, 10, &bytes, &folder));
     assert_says(&folder, EXIT_DATA, "this is a directory");
     assert_false(file_write(in_directory("no/such"), "", 0, &nowhere));

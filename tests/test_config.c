@@ -1,11 +1,15 @@
 /* Settings: what YAML and --set may say, how mistakes are told, and that what is written reads back. */
 #define _POSIX_C_SOURCE 200809L
 #include "base/config.h"
+#include "base/explain.h"
+#include "base/guess.h"
+#include "base/manual.h"
 #include "base/options.h"
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -30,6 +34,24 @@ static void assert_says(const Error *e, const char *part) {
 static void assert_same(const Config *a, const Config *b) {
     for (int i = 0; i < option_count; i++) {
         if (!option_equal(&options[i], a, b)) fail_msg("%s differs", options[i].key);
+    }
+}
+
+/* The same wherever it is read: relative paths, which are written whole, count from here. */
+static void assert_same_from_here(const Config *a, const Config *b) {
+    char here[4096], *texts[2];
+    assert_non_null(getcwd(here, sizeof here - 2));
+    strcat(here, "/");
+    for (int i = 0; i < option_count; i++) {
+        for (int side = 0; side < 2; side++) {
+            size_t bytes;
+            FILE *f = open_memstream(&texts[side], &bytes);
+            option_print_located(&options[i], side ? b : a, here, f);
+            fclose(f);
+        }
+        assert_string_equal(texts[0], texts[1]);
+        free(texts[0]);
+        free(texts[1]);
     }
 }
 
@@ -329,6 +351,57 @@ static void sets_are_checked_like_the_file(void **state) {
     }
 }
 
+static void keys_of_other_trainers_are_answered_with_those_of_mop(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *says;
+    } rows[] = {
+        {"lr: 1", "unknown key \"lr\"; here it is optimizer.learning_rate"},
+        {"train: {batch_size: 1}", "unknown key \"train.batch_size\"; here it is train.sequences"},
+        {"per_device_train_batch_size: 1", "train.micro_batches its parts"},
+        {"gradient_accumulation_steps: 4", "here it is train.micro_batches"},
+        {"num_train_epochs: 4", "mop counts steps, train.steps"},
+        {"max_steps: 4", "here it is train.steps"},
+        {"base_model: x/y", "here it is model.path"},
+        {"datasets:\n  - path: x\n    type: y\n", "unknown key \"datasets\"; here it is data.path"},
+        {"fsdp_config: {a: 1, b: {c: 2}}\n", "unknown key \"fsdp_config\"; here it is mixture.dense"},
+        {"bf16: true", "here it is compute.type: fp32, bf16 or fp64"},
+        {"fp16: true", "mop has no fp16"},
+        {"output_dir: ./x", "--run DIR"},
+        {"Max-Grad-Norm: 1", "here it is optimizer.clip"},
+        {"context_length: 1", "here it is train.sequence_length"},
+        {"gradient_checkpointing: true", "here it is compute.activations: recompute"},
+        {"tensor_parallel_size: 2", "mop has no tensor parallelism"},
+        {"expert_parallel: 2", "here it is mixture.expert"},
+        {"num_gpus: 8", "here it is ranks"},
+        {"hidden_size: 64", "model.config names"},
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        Config c;
+        Error e;
+        if (read_with(&c, rows[i].text, NULL, 0, &e)) fail_msg("accepted: %s", rows[i].text);
+        assert_says(&e, rows[i].says);
+        assert_null(strstr(e.text, "mistakes")); /* one each, whatever is below the key */
+    }
+}
+
+static void names_that_are_far_from_all_keys_get_no_suggestion(void **state) {
+    (void)state;
+    static const struct {
+        const char *key, *hint;
+    } rows[] = {
+        {"nothing", "`mop help` lists all keys"},
+        {"q", "`mop help` lists all keys"},
+        {"unknown_5", "`mop help` lists all keys"},
+        {"", "`mop help` lists all keys"},
+        {"rnaks", "the nearest is ranks"},
+        {"train.sequence_lenght", "the nearest is train.sequence_length"},
+        {"model.learning_rate", "the nearest is optimizer.learning_rate"},
+        {"chekpoint", "the nearest is checkpoint"},
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) assert_string_equal(key_hint(rows[i].key).text, rows[i].hint);
+}
+
 static void all_mistakes_are_told_at_once(void **state) {
     (void)state;
     const char *text =
@@ -387,7 +460,7 @@ static void hostile_names_are_shown_short_and_clean(void **state) {
     Config c;
     Error e;
     assert_false(read_with(&c, text, NULL, 0, &e));
-    assert_says(&e, "kkk...\"; the nearest is ");
+    assert_says(&e, "kkk...\"; `mop help` lists all keys");
     assert_true(strlen(e.text) < 200);
     assert_false(read_with(&c, "device: \"\\e[2J\"", NULL, 0, &e));
     assert_says(&e, "device is \"?[2J\"");
@@ -428,7 +501,7 @@ static void what_is_written_reads_back_the_same(void **state) {
         "12345678.9}",
         "train.seed: 9007199254740992\ntrain.sample_every: 0\nloss.balance: 0.01\ncompute.type: "
         "bf16\noptimizer.update: blocking\n",
-        "model.path: \"quote \\\" backslash \\\\ colon: # hash 'single'\"\ndata.path: [\"- a\", \"[b]\", \"~\", "
+        "model.path: \"quote \\\" backslash \\\\ colon: # hash 'single'\"\ndata.path: [\"- a\", \"[b]\", \"~a\", "
         "\"null\", \"{c: d}\", \"&e\"]",
         "train.sample_prompt: \" lead and trail \\n\\t\\r\\a\\x7f\\x80a \\u2028 b \\u2029 c "
         "\\ufeff\\uffff\\ud7ff\\U0010ffff \xc3\xa4\xe2\x82\xac\xf0\x9f\x98\x80 \"",
@@ -438,7 +511,7 @@ static void what_is_written_reads_back_the_same(void **state) {
         Config c = config_of(texts[i]);
         char *once = written(&c);
         Config back = config_of(once);
-        assert_same(&c, &back);
+        assert_same_from_here(&c, &back);
         char *twice = written(&back);
         assert_string_equal(once, twice);
         free(once);
@@ -482,29 +555,216 @@ static void a_file_is_read_from_disk(void **state) {
     unlink(path);
 }
 
+static void put_file(const char *path, const char *text) {
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+}
+
+static void paths_in_a_file_start_at_that_file_and_those_of_sets_do_not(void **state) {
+    (void)state;
+    char folder[] = "/tmp/mop-paths-XXXXXX", path[64], expected[128];
+    assert_non_null(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/run.yaml", folder);
+    put_file(path, "model: {config: m/c.json, path: /whole}\ndata: {path: [a.txt, ../b.txt, /c.txt], tokenizer: \"\"}\n"
+                   "device: sim:h200.json\nsim.routing: replay:r.bin\ntrain.sample_prompt: a.txt\n");
+    Config c, at_home;
+    Error e = {0};
+    const char *const sets[] = {"sim.routing=replay:here.bin", "data.tokenizer=t.json"};
+    if (!config_read(&c, path, sets, 2, &e)) fail_msg("%s", e.text);
+    snprintf(expected, sizeof expected, "%s/m/c.json", folder);
+    assert_string_equal(c.model_config, expected);
+    assert_string_equal(c.model_path, "/whole");
+    snprintf(expected, sizeof expected, "%s/a.txt", folder);
+    assert_string_equal(c.data_path[0], expected);
+    snprintf(expected, sizeof expected, "%s/../b.txt", folder);
+    assert_string_equal(c.data_path[1], expected);
+    assert_string_equal(c.data_path[2], "/c.txt");
+    snprintf(expected, sizeof expected, "sim:%s/h200.json", folder);
+    assert_string_equal(c.device, expected);
+    assert_string_equal(c.train_sample_prompt, "a.txt");
+    assert_string_equal(c.sim_routing, "replay:here.bin");
+    assert_string_equal(c.data_tokenizer, "t.json");
+    config_close(&c);
+
+    put_file(path, "device: sim:h200x1-of-mine\nsim.routing: worst\ndata.tokenizer: bytes\n");
+    const char *const list[] = {"data.path=[x.txt, /y.txt]"}; /* names are no paths, and a set's list starts here */
+    assert_true(config_read(&at_home, path, list, 1, &e));
+    assert_string_equal(at_home.data_path[0], "x.txt");
+    assert_string_equal(at_home.data_path[1], "/y.txt");
+    assert_string_equal(at_home.device, "sim:h200x1-of-mine");
+    assert_string_equal(at_home.sim_routing, "worst");
+    assert_string_equal(at_home.model_path, "");
+    assert_string_equal(at_home.data_tokenizer, "bytes");
+    config_close(&at_home);
+    unlink(path);
+    rmdir(folder);
+}
+
+static void what_is_written_means_the_same_from_any_directory(void **state) {
+    (void)state;
+    char here[4096], folder[] = "/tmp/mop-paths-XXXXXX", path[64], expected[8192];
+    assert_non_null(getcwd(here, sizeof here));
+    assert_non_null(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/config.yaml", folder);
+    Config c = config_of("model.config: m.json\ndata.path: [a, /b]\nsim.routing: replay:r\ndevice: sim:x.json"), back;
+    char *text = written(&c);
+    put_file(path, text);
+    Error e = {0};
+    if (!config_read(&back, path, NULL, 0, &e)) fail_msg("%s", e.text);
+    snprintf(expected, sizeof expected, "%s/m.json", here);
+    assert_string_equal(back.model_config, expected);
+    snprintf(expected, sizeof expected, "%s/a", here);
+    assert_string_equal(back.data_path[0], expected);
+    assert_string_equal(back.data_path[1], "/b");
+    snprintf(expected, sizeof expected, "replay:%s/r", here);
+    assert_string_equal(back.sim_routing, expected);
+    snprintf(expected, sizeof expected, "sim:%s/x.json", here);
+    assert_string_equal(back.device, expected);
+    assert_true(config_resumable(&c, &back, &e));
+    free(text);
+    config_close(&back);
+    config_close(&c);
+    unlink(path);
+    rmdir(folder);
+}
+
+static void a_tilde_is_refused_where_a_path_begins_with_it(void **state) {
+    (void)state;
+    static const char *const texts[] = {"model.path: ~/x", "data.path: [a, ~/b]", "sim.routing: replay:~/r",
+                                        "data.path: \"~\""};
+    for (size_t i = 0; i < COUNT(texts); i++) {
+        Config c;
+        Error e;
+        assert_false(read_with(&c, texts[i], NULL, 0, &e));
+        assert_says(&e, "mop does not know ~: write the home directory out");
+    }
+    Config c = config_of("train.sample_prompt: ~/x\nmodel.path: ./~/x\ndata.path: a~");
+    config_close(&c);
+}
+
+static void a_current_directory_that_cannot_be_written_down_is_refused(void **state) {
+    (void)state;
+    char here[4096], folder[] = "/tmp/mop-paths-XXXXXX", odd[64];
+    assert_non_null(getcwd(here, sizeof here));
+    assert_non_null(mkdtemp(folder));
+    snprintf(odd, sizeof odd, "%s/\xff", folder);
+    assert_int_equal(mkdir(odd, 0700), 0);
+    Config c;
+    Error e;
+    assert_int_equal(chdir(odd), 0);
+    bool accepted = read_with(&c, "", NULL, 0, &e);
+    assert_int_equal(chdir(here), 0);
+    assert_false(accepted);
+    assert_says(&e, "the current directory has no name in UTF-8");
+    rmdir(odd);
+    rmdir(folder);
+}
+
 /* ---- Telling ---------------------------------------------------------------------------------- */
 
-static char *explained(const char *key, bool *known) {
+static char *explained(const char *name) {
     char *text;
     size_t bytes;
+    Error e = {0};
     FILE *f = open_memstream(&text, &bytes);
-    *known = config_explain(key, f);
+    if (!config_explain(name, f, &e)) fail_msg("%s", e.text);
     fclose(f);
     return text;
 }
 
-static void an_option_is_explained_in_full_and_an_unknown_one_by_its_nearest(void **state) {
+static void an_option_is_explained_in_full(void **state) {
     (void)state;
-    bool known;
-    char *text = explained("optimizer.warmup", &known);
-    assert_true(known);
-    assert_non_null(strstr(text, "an integer from 0 to 2147483647 (steps)"));
-    assert_non_null(strstr(text, "default  0\n"));
-    assert_non_null(strstr(text, "may change when a run is resumed"));
+    static const char *const parts[] = {"optimizer.warmup: ",
+                                        "In the first steps the learning rate rises",
+                                        "\n  when     ",
+                                        "\n  example  --set optimizer.warmup=100\n",
+                                        "\n  value    an integer from 0 to 2147483647 (steps)\n",
+                                        "\n  default  0\n",
+                                        "may change when a run is resumed"};
+    char *text = explained("optimizer.warmup");
+    for (size_t i = 0; i < COUNT(parts); i++)
+        if (!strstr(text, parts[i])) fail_msg("no \"%s\" in\n%s", parts[i], text);
     free(text);
-    text = explained("warm_up", &known);
-    assert_false(known);
-    assert_non_null(strstr(text, "the nearest is optimizer.warmup"));
+}
+
+static void a_section_is_explained_with_all_its_keys(void **state) {
+    (void)state;
+    char *text = explained("mixture");
+    assert_non_null(strstr(text, "divided among the ranks"));
+    for (int i = 0; i < option_count; i++) {
+        char row[64];
+        snprintf(row, sizeof row, "\n%s ", options[i].key);
+        bool belongs = strncmp(options[i].key, "mixture.", 8) == 0;
+        assert_true(belongs == (strstr(text, row) != NULL));
+    }
+    free(text);
+}
+
+static int words_of(const char *text) {
+    int words = 0;
+    for (; *text; text++) words += *text != ' ' && (text[1] == ' ' || text[1] == 0);
+    return words;
+}
+
+/* The example is a setting of the option itself and is accepted. */
+static void assert_example(const char *key, const Page *page) {
+    Config c;
+    Error e = {0};
+    if (!config_read(&c, NULL, &page->example, 1, &e)) fail_msg("%s: %s", page->name, e.text);
+    config_close(&c);
+    size_t n = strlen(key);
+    if (strncmp(page->example, key, n) != 0 || !strchr("=.", page->example[n]))
+        fail_msg("%s: its example is %s", key, page->example);
+}
+
+static void every_option_and_section_has_a_page_with_an_example_that_is_accepted(void **state) {
+    (void)state;
+    enum { FEWEST = 15 };
+    for (int i = 0; i < option_count; i++) {
+        const Option *o = &options[i];
+        const Page *page = manual_page(o->key);
+        if (!page) fail_msg("manual.c has no page for %s", o->key);
+        if (words_of(page->about) < FEWEST || words_of(page->when) < 1)
+            fail_msg("%s is explained in %d words", o->key, words_of(page->about));
+        assert_int_equal(page->about[strlen(page->about) - 1], '.');
+        assert_int_equal(page->when[strlen(page->when) - 1], '.');
+        assert_example(o->key, page);
+        char section[64];
+        size_t n = option_section(o);
+        snprintf(section, sizeof section, "%.*s", (int)n, o->key);
+        if (n > 0 && !manual_page(section)) fail_msg("manual.c has no page for the section %s", section);
+        if (n > 0) assert_example(section, manual_page(section));
+    }
+}
+
+static void what_cannot_be_explained_is_told_with_what_may_be_meant(void **state) {
+    (void)state;
+    static const struct {
+        const char *name, *says;
+    } rows[] = {
+        {"warm_up", "there is no setting warm_up; the nearest is optimizer.warmup"},
+        {"mixtures", "there is no setting mixtures; the nearest is mixture"},
+        {"lr", "there is no setting lr; here it is optimizer.learning_rate"},
+        {"elephant", "there is no setting elephant; `mop help` lists all keys"},
+    };
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        Error e = {0};
+        assert_false(config_explain(rows[i].name, stdout, &e));
+        assert_says(&e, rows[i].says);
+    }
+}
+
+static void long_sentences_are_broken_into_lines_behind_their_label(void **state) {
+    (void)state;
+    char *text;
+    size_t bytes;
+    FILE *f = open_memstream(&text, &bytes);
+    print_wrapped("  when", 8, "123456789 123456789 123456789 123456789 123456789 123456789 123456789 123456789 12345678 9 end", f);
+    fclose(f);
+    assert_string_equal(text, "  when  123456789 123456789 123456789 123456789 123456789 123456789 123456789 123456789 12345678\n"
+                              "        9 end\n");
     free(text);
 }
 
@@ -588,11 +848,15 @@ static void take_change(void *context, const char *key, const char *before, cons
 static void what_changed_is_told_as_it_is_written_but_for_the_machines_own(void **state) {
     (void)state;
     char text[1024] = "";
-    Config before = config_of("optimizer.learning_rate: 3e-3\ncompute.threads: 2\ndata.path: a\n");
-    Config now = config_of("optimizer.learning_rate: 0.001\ncompute.threads: 4\ndata.path: [a, \"b\\n\"]\n"
+    Config before = config_of("optimizer.learning_rate: 3e-3\ncompute.threads: 2\ndata.path: /a\nsim.record: r");
+    Config now = config_of("optimizer.learning_rate: 0.001\ncompute.threads: 4\ndata.path: [/a, \"/b\\n\"]\n"
                            "optimizer.schedule: linear\n");
+    char here[4096], record[4200]; /* another spelling of the same path is no change */
+    assert_non_null(getcwd(here, sizeof here));
+    snprintf(record, sizeof record, "%s/r", here);
+    now.sim_record = record;
     config_changes(&now, &before, take_change, text);
-    assert_string_equal(text, "data.path [\"a\"] -> [\"a\", \"b\\n\"]\n"
+    assert_string_equal(text, "data.path [\"/a\"] -> [\"/a\", \"/b\\n\"]\n"
                               "optimizer.learning_rate 0.003 -> 0.001\n"
                               "optimizer.schedule cosine -> linear\n");
     config_changes(&now, &now, take_change, text);
@@ -614,6 +878,8 @@ int main(void) {
         cmocka_unit_test(a_set_in_brackets_is_a_list),
         cmocka_unit_test(malformed_configurations_are_refused_with_line_and_reason),
         cmocka_unit_test(sets_are_checked_like_the_file),
+        cmocka_unit_test(keys_of_other_trainers_are_answered_with_those_of_mop),
+        cmocka_unit_test(names_that_are_far_from_all_keys_get_no_suggestion),
         cmocka_unit_test(all_mistakes_are_told_at_once),
         cmocka_unit_test(mistakes_before_and_after_broken_yaml_are_told_too),
         cmocka_unit_test(more_mistakes_than_fit_are_counted),
@@ -623,7 +889,15 @@ int main(void) {
         cmocka_unit_test(what_is_written_reads_back_the_same),
         cmocka_unit_test(every_key_is_written_with_its_help),
         cmocka_unit_test(a_file_is_read_from_disk),
-        cmocka_unit_test(an_option_is_explained_in_full_and_an_unknown_one_by_its_nearest),
+        cmocka_unit_test(paths_in_a_file_start_at_that_file_and_those_of_sets_do_not),
+        cmocka_unit_test(what_is_written_means_the_same_from_any_directory),
+        cmocka_unit_test(a_tilde_is_refused_where_a_path_begins_with_it),
+        cmocka_unit_test(a_current_directory_that_cannot_be_written_down_is_refused),
+        cmocka_unit_test(an_option_is_explained_in_full),
+        cmocka_unit_test(a_section_is_explained_with_all_its_keys),
+        cmocka_unit_test(every_option_and_section_has_a_page_with_an_example_that_is_accepted),
+        cmocka_unit_test(what_cannot_be_explained_is_told_with_what_may_be_meant),
+        cmocka_unit_test(long_sentences_are_broken_into_lines_behind_their_label),
         cmocka_unit_test(help_lists_every_option),
         cmocka_unit_test(placement_and_length_may_change_at_a_resume),
         cmocka_unit_test(numerics_may_not_change_at_a_resume),

@@ -14,7 +14,8 @@ typedef enum { TRAVEL_AUTO, TRAVEL_ACTIVATIONS, TRAVEL_WEIGHTS } Travel;
 
 /* Strings and lists are owned by the Config and live until config_close. A list is NULL-terminated and never NULL; an
  * unset string is "". A field is its key with the first underscore as a dot: train_sample_every is train.sample_every.
- * Relative paths start at the directory mop is started in, wherever the YAML file lies. */
+ * Relative paths in a YAML file start at that file, those of --set at the directory mop is started in; here all start
+ * at the latter. */
 typedef struct Config {
     const char *model_config;   /* a Hugging Face config.json: random initialisation */
     const char *model_path;     /* a checkpoint directory; wins over model_config */
@@ -72,12 +73,8 @@ bool config_read_text(Config *c, const char *text, size_t bytes, const char *whe
                       Error *e);
 void config_close(Config *c);
 
-/* Resolved, commented YAML that config_read reads back to the same Config. */
+/* Resolved, commented YAML that config_read reads back to the same Config, from any directory: its paths are whole. */
 void config_write(const Config *c, FILE *f);
-/* One option in full; false when there is no such key (the nearest is printed). */
-bool config_explain(const char *key, FILE *f);
-/* Every option, a line each, by section. */
-void config_help(FILE *f);
 
 /* A hash of the options that may not change at a resume, for checkpoints to carry. */
 uint64_t config_hash(const Config *c);

@@ -70,12 +70,12 @@ static char *read_up_to(int fd, const char *path, size_t limit, size_t *bytes, E
     char *text = malloc(room + 1);
     for (;;) {
         if (!text) {
-            fail(e, EXIT_MEMORY, "out of memory while reading; %s; free some memory", path);
+            fail(e, EXIT_MEMORY, "%s: out of memory while reading; free some memory", path);
             return NULL;
         }
         ssize_t got = read_some(fd, text + n, room - n);
         if (got < 0) {
-            fail(e, EXIT_IO, "cannot read: %s; %s; check the disk and the path", strerror(errno), path);
+            fail(e, EXIT_IO, "%s: cannot read: %s; check the disk and the path", path, strerror(errno));
             break;
         }
         if (got == 0) {
@@ -85,8 +85,8 @@ static char *read_up_to(int fd, const char *path, size_t limit, size_t *bytes, E
         }
         n += (size_t)got;
         if (n > limit) {
-            fail(e, EXIT_DATA, "file is larger than the %zu bytes allowed; %s; check that it is the right file", limit,
-                 path);
+            fail(e, EXIT_DATA, "%s: file is larger than the %zu bytes allowed; check that it is the right file", path,
+                 limit);
             break;
         }
         if (n < room) continue;
@@ -103,16 +103,18 @@ char *file_read(const char *path, size_t limit, size_t *bytes, Error *e) {
     MUST(limit < SIZE_MAX - 2);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        fail(e, file_code(errno), "cannot open: %s; %s; check the path (relative ones start at the current directory)",
-             strerror(errno), path);
+        fail(e, file_code(errno),
+             "%s: cannot open: %s; check the path (relative ones start at the file that names them, or at the current "
+             "directory)",
+             path, strerror(errno));
         return NULL;
     }
     struct stat s;
     char *text = NULL;
     if (fstat(fd, &s) != 0) {
-        fail(e, EXIT_IO, "cannot read: %s; %s; check the disk", strerror(errno), path);
+        fail(e, EXIT_IO, "%s: cannot read: %s; check the disk", path, strerror(errno));
     } else if (S_ISDIR(s.st_mode)) {
-        fail(e, EXIT_DATA, "a file is needed, this is a directory; %s; name a file in it", path);
+        fail(e, EXIT_DATA, "%s: a file is needed, this is a directory; name a file in it", path);
     } else {
         text = read_up_to(fd, path, limit, bytes, e);
     }

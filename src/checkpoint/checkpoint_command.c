@@ -15,7 +15,7 @@ static const char usage[] =
     "mop ckpt verify CHECKPOINT|RUN; mop ckpt list RUN; mop ckpt prune RUN --keep K; mop ckpt diff A B";
 
 static bool misused(const char *what, Error *e) {
-    return fail(e, EXIT_USAGE, "%s; command line; use %s", what, usage);
+    return fail(e, EXIT_USAGE, "%s; use %s", what, usage);
 }
 
 /* ---- verify ----------------------------------------------------------------------------------- */

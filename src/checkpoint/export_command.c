@@ -113,7 +113,7 @@ static bool write_small_files(const Export *x, Error *e) {
 /* ---- The command ------------------------------------------------------------------------------ */
 
 static bool misused(const char *what, Error *e) {
-    return fail(e, EXIT_USAGE, "%s; command line; use %s", what, usage);
+    return fail(e, EXIT_USAGE, "%s; use %s", what, usage);
 }
 
 static bool read_arguments(Export *x, int argc, char **argv, Error *e) {

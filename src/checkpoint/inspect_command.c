@@ -117,6 +117,6 @@ int inspect_command(int argc, char **argv) {
     if (argc == 2)
         inspect(argv[1], &e);
     else
-        fail(&e, EXIT_USAGE, "inspect takes one path; command line; use mop inspect FILE.safetensors|CHECKPOINT|RUN");
+        fail(&e, EXIT_USAGE, "inspect takes one path; use mop inspect FILE.safetensors|CHECKPOINT|RUN");
     return e.code == EXIT_DONE ? EXIT_DONE : error_print(&e);
 }

@@ -277,7 +277,7 @@ bool safetensors_open(Safetensors *f, const char *path, Error *e) {
     if (fd >= 0) return safetensors_open_fd(f, fd, path, e);
     *f = (Safetensors){.fd = -1};
     bool missing = errno == ENOENT || errno == ENOTDIR;
-    return fail(e, missing ? EXIT_DATA : EXIT_IO, "cannot open: %s; %s; check the path", strerror(errno), path);
+    return fail(e, missing ? EXIT_DATA : EXIT_IO, "%s: cannot open: %s; check the path", path, strerror(errno));
 }
 
 void safetensors_close(Safetensors *f) {

@@ -148,7 +148,7 @@ static bool add_model(Source *s, Error *e) {
     FileKind kind;
     if (!file_kind(s->path.text, &kind, e)) return false;
     if (kind == KIND_NONE)
-        return fail(e, EXIT_DATA, "cannot open weights: nothing is there; %s; check the path", s->path.text);
+        return fail(e, EXIT_DATA, "%s: cannot open weights: nothing is there; check the path", s->path.text);
     if (kind != KIND_DIRECTORY) return add_file(s, s->path.text, e);
     Path index = path_join(s->path.text, "model.safetensors.index.json"),
          whole = path_join(s->path.text, "model.safetensors"), adapter = path_join(s->path.text, "adapter_config.json");

@@ -67,7 +67,7 @@ Share axis_share(const Axis *a, int64_t n) {
     return (Share){.each = each, .first = first, .here = min64(each, n - first)};
 }
 
-static void print_axis(const Config *c, int world, AxisName a, FILE *f) {
+void mesh_print_axis(const Config *c, int world, AxisName a, FILE *f) {
     fprintf(f, "%-19s", axis_name(a));
     for (int rank = 0; rank < world; rank++) {
         Mesh m;
@@ -83,5 +83,5 @@ static void print_axis(const Config *c, int world, AxisName a, FILE *f) {
 }
 
 void mesh_print(const Config *c, int world, FILE *f) {
-    for (int a = 0; a < AXIS_COUNT; a++) print_axis(c, world, (AxisName)a, f);
+    for (int a = 0; a < AXIS_COUNT; a++) mesh_print_axis(c, world, (AxisName)a, f);
 }

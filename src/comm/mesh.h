@@ -52,5 +52,6 @@ typedef struct {
 Share axis_share(const Axis *a, int64_t n);
 
 void mesh_print(const Config *c, int world, FILE *f); /* every axis's groups, a line each */
+void mesh_print_axis(const Config *c, int world, AxisName name, FILE *f);
 
 #endif

@@ -20,10 +20,10 @@ static bool option(int argc, char **argv, int *i, const char *name, const char *
     size_t length = strlen(name);
     const char *word = argv[*i];
     if (strncmp(word, name, length) != 0 || (word[length] != 0 && word[length] != '=')) return false;
-    if (*value) fail(e, EXIT_USAGE, "%s is given twice; command line; %s", name, usage);
+    if (*value) fail(e, EXIT_USAGE, "%s is given twice; %s", name, usage);
     bool joined = word[length] == '=';
     *value = joined ? word + length + 1 : argv[*i + (*i + 1 < argc)];
-    if (!joined && ++*i == argc) fail(e, EXIT_USAGE, "%s needs a value; command line; %s", name, usage);
+    if (!joined && ++*i == argc) fail(e, EXIT_USAGE, "%s needs a value; %s", name, usage);
     return true;
 }
 
@@ -38,13 +38,13 @@ static bool read_arguments(Arguments *a, int argc, char **argv, Error *e) {
         }
         if (known) continue;
         if (strncmp(argv[i], "--", 2) == 0) {
-            return fail(e, EXIT_USAGE, "unknown option %s; command line; %s", text_shown(argv[i]).text, usage);
+            return fail(e, EXIT_USAGE, "unknown option %s; %s", text_shown(argv[i]).text, usage);
         }
         a->inputs[a->count++] = argv[i];
     }
     if (e->code != EXIT_DONE) return false;
     bool make = a->count > 0 && a->out && !a->show, show = a->show && a->count == 0 && !a->out && !a->tokenizer;
-    return make || show || fail(e, EXIT_USAGE, "either inputs and --out, or --show alone; command line; %s", usage);
+    return make || show || fail(e, EXIT_USAGE, "either inputs and --out, or --show alone; %s", usage);
 }
 
 static void print_info(const char *path, const TokensInfo *info) {
@@ -91,7 +91,7 @@ int data_command(int argc, char **argv) {
     Error e = {0};
     Arguments a = {.inputs = calloc((size_t)argc + 1, sizeof *a.inputs)};
     if (!a.inputs) {
-        fail(&e, EXIT_MEMORY, "out of memory; command line; free some memory");
+        fail(&e, EXIT_MEMORY, "out of memory; free some memory");
     } else if (read_arguments(&a, argc, argv, &e)) {
         if (a.show)
             show(a.show, &e);

@@ -19,8 +19,9 @@ static bool no_memory(const char *where, Error *e) {
 static bool cannot_read(const char *path, Error *e) {
     bool missing = errno == ENOENT || errno == ENOTDIR;
     return fail(e, missing ? EXIT_DATA : EXIT_IO,
-                "cannot read: %s; %s; check the path and its rights (relative ones start at the current directory)",
-                strerror(errno), path);
+                "%s: cannot read: %s; check the path and its rights (relative ones start at the file that names them, or at "
+                "the current directory)",
+                path, strerror(errno));
 }
 
 bool is_token_file(const char *path) {

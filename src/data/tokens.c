@@ -187,8 +187,8 @@ static Tokens *open_named(const char *path, Error *e) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
         bool missing = errno == ENOENT || errno == ENOTDIR;
-        fail(e, missing ? EXIT_DATA : EXIT_IO, "cannot open: %s; %s; check the path and its rights", strerror(errno),
-             path);
+        fail(e, missing ? EXIT_DATA : EXIT_IO, "%s: cannot open: %s; check the path and its rights", path,
+             strerror(errno));
         return NULL;
     }
     Tokens *t = tokens_open_fd(fd, path, e);

@@ -26,11 +26,11 @@ static bool read_arguments(Arguments *a, int argc, char **argv, Error *e) {
         while (f < COUNT(flags) && (strlen(flags[f].name) != length || strncmp(argv[i], flags[f].name, length) != 0))
             f++;
         if (f == COUNT(flags))
-            return fail(e, EXIT_USAGE, "unknown argument %s; command line; %s", text_shown(argv[i]).text, usage);
+            return fail(e, EXIT_USAGE, "unknown argument %s; %s", text_shown(argv[i]).text, usage);
         bool joined = argv[i][length] == '=';
         const char *value = joined ? argv[i] + length + 1 : i + 1 < argc ? argv[++i] : "";
-        if (!*value) return fail(e, EXIT_USAGE, "%s needs a value; command line; %s", flags[f].name, usage);
-        if (*flags[f].value) return fail(e, EXIT_USAGE, "%s is given twice; command line; %s", flags[f].name, usage);
+        if (!*value) return fail(e, EXIT_USAGE, "%s needs a value; %s", flags[f].name, usage);
+        if (*flags[f].value) return fail(e, EXIT_USAGE, "%s is given twice; %s", flags[f].name, usage);
         *flags[f].value = value;
     }
     if (a->out && !machine_is_file(a->out))

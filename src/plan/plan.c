@@ -152,10 +152,13 @@ bool plan_time(const Config *c, const Spec *spec, int world, Trace *trace, Price
 /* ---- The price list ---------------------------------------------------------------------------- */
 
 static void print_bytes(FILE *f, double bytes) {
-    static const char *const units[] = {"B  ", "KiB", "MiB", "GiB", "TiB"};
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
     size_t u = 0;
     for (; bytes >= 1024 && u + 1 < COUNT(units); u++) bytes /= 1024;
-    fprintf(f, bytes == 0 ? "         -" : "%6.*f %s", u ? 1 : 0, bytes, units[u]);
+    if (bytes == 0)
+        fprintf(f, "%10s", "-");
+    else
+        fprintf(f, "%*.*f %s", 9 - (int)strlen(units[u]), u ? 1 : 0, bytes, units[u]);
 }
 
 /* The rank whose total is largest stands for all. */
@@ -217,19 +220,18 @@ static void print_traffic(const Meter *m, FILE *f) {
     fprintf(f, "\n");
 }
 
-/* Every group while they fit on a screen; of many ranks only how the axes with more than one member divide them. */
+/* The axes with more than one member: their groups while they fit on a screen, else how they divide the ranks. */
 static void print_groups(const Config *c, int world, FILE *f) {
-    if (world <= 16) {
-        mesh_print(c, world, f);
-        return;
-    }
     Mesh m;
     Error e = {0};
     MUST(mesh_plan(&m, c, world, 0, &e));
     for (int a = AXIS_WORLD + 1; a < AXIS_COUNT; a++) {
         const Axis *x = &m.axis[a];
         if (x->size == 1) continue;
-        fprintf(f, "%-19s %d x %d ranks, stride %d\n", axis_name(x->name), world / x->size, x->size, x->stride);
+        if (world <= 16)
+            mesh_print_axis(c, world, x->name, f);
+        else
+            fprintf(f, "%-19s %d x %d ranks, stride %d\n", axis_name(x->name), world / x->size, x->size, x->stride);
     }
 }
 
@@ -238,9 +240,9 @@ static void print_work_row(FILE *f, const char *name, double flops, double share
     fprintf(f, "%-12s %10.2f  %5.1f %%", name, flops / 1e9, 100 * share);
     for (int i = 0; i < TIME_KINDS; i++) {
         if (seconds[i] > 0)
-            fprintf(f, "  %9.3g", seconds[i]);
+            fprintf(f, " %12.6f", seconds[i]);
         else
-            fprintf(f, "  %9s", "-");
+            fprintf(f, " %12s", "-");
     }
     fprintf(f, "\n");
 }
@@ -251,8 +253,8 @@ static void print_work(const Price *p, FILE *f) {
         flops += (double)p->meter.flops[k];
         for (int i = 0; i < TIME_KINDS; i++) sum[i] += p->times.by[i][k];
     }
-    fprintf(f, "\n%-12s %10s %8s", "component", "GFLOP", "");
-    for (int i = 0; i < TIME_KINDS; i++) fprintf(f, "  %9s", time_name((TimeKind)i));
+    fprintf(f, "\n%-12s %10s  %7s", "component", "GFLOP", "of all");
+    for (int i = 0; i < TIME_KINDS; i++) fprintf(f, " %12s", time_name((TimeKind)i));
     fprintf(f, "   a step, this rank\n");
     for (int k = 0; k < COMPONENT_COUNT; k++) {
         double of[TIME_KINDS], any = (double)p->meter.flops[k];
@@ -267,10 +269,13 @@ static void print_work(const Price *p, FILE *f) {
 static bool print_time(const Config *c, int world, double seconds, FILE *f, Error *e) {
     Machine m;
     if (!machine_open(plan_machine(c), &m, e)) return false;
-    int64_t nodes = ceil_div(world, machine_ranks_per_node(&m, (int)max64(1, c->compute_threads)));
+    int64_t per_node = machine_ranks_per_node(&m, (int)max64(1, c->compute_threads)), nodes = ceil_div(world, per_node);
     fprintf(f, "\npredicted %.3f s a step with balanced routing on machine \"%s\": %lld node%s of %lld %s%s\n", seconds,
             m.name, (long long)nodes, nodes > 1 ? "s" : "", (long long)m.units, m.cores ? "core" : "GPU",
             m.units > 1 ? "s" : "");
+    if (world % per_node != 0 && nodes > 1)
+        fprintf(f, "the last node has only %lld of %lld ranks: another number of ranks would use all of it\n",
+                (long long)(world % per_node), (long long)per_node);
     if (m.nodes > 0 && nodes > m.nodes)
         fprintf(f, "the machine has only %lld: its network is assumed between more\n", (long long)m.nodes);
     return true;
@@ -284,8 +289,9 @@ bool plan_print(const Config *c, const Spec *spec, int world, Trace *trace, FILE
         int r = heaviest(worst, world);
         fprintf(f, "model     %s, %s parameters, %s active\n", spec->family->model_type,
                 parameters_shown(spec_parameters(spec)).text, parameters_shown(spec_active_parameters(spec)).text);
-        fprintf(f, "step      %lld sequences x %lld tokens in %lld micro-batches, %s\n", (long long)c->train_sequences,
-                (long long)c->train_sequence_length, (long long)c->train_micro_batches, type_name(c->compute_type));
+        fprintf(f, "step      %lld sequences x %lld tokens in %lld micro-batch%s, %s\n", (long long)c->train_sequences,
+                (long long)c->train_sequence_length, (long long)c->train_micro_batches,
+                c->train_micro_batches == 1 ? "" : "es", type_name(c->compute_type));
         fprintf(f, "ranks     %d\n", world);
         print_groups(c, world, f);
         fprintf(f, "\nmemory of rank %d (the largest) for any routing\n", r);

@@ -53,7 +53,7 @@ refuses 2 "\-\-ranks is \"0\"; it must be an integer from 1 to 64" "${verify[@]}
 refuses 2 "\-\-steps is \"0\"; it must be an integer from 1" "${verify[@]}" --steps 0
 refuses 2 "\-\-type is \"bf16\"; it must be fp64 or fp32" "${verify[@]}" --type bf16
 refuses 2 "unknown flag --run; verify-layouts takes --set, --ranks, --steps, --layouts, --type" "${verify[@]}" --run x
-refuses 2 "No such file.*nowhere.yaml" verify-layouts nowhere.yaml
+refuses 2 "nowhere.yaml: .*No such file" verify-layouts nowhere.yaml
 refuses 2 "no data: give data.path" "${verify[@]}" --set data.path=
 refuses 2 "only meters" "${verify[@]}" --set device=sim:h200
 refuses 7 "step [0-9]+ on one rank is not finite" "${verify[@]}" --set optimizer.learning_rate=1e3 --type fp32 --steps 12

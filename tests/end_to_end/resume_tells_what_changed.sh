@@ -49,7 +49,7 @@ history "${lines[@]/#4:/2:}"
 split -n l/60 -d examples/tiny.jsonl "$here/part" --additional-suffix=.jsonl
 list=$(printf '%s, ' "$here"/part*.jsonl)
 go --set train.steps=7 --set "data.path=[${list%, }]"
-grep -q '^changed: data.path \["examples/tiny.jsonl"\] -> \[".\{100,220\}\.\.\.$' "$here/out" || wrong "it says: $(grep data.path "$here/out")"
+grep -q "^changed: data.path \[\"$PWD/examples/tiny.jsonl\"\] -> \[\".\{100,220\}\.\.\.$" "$here/out" || wrong "it says: $(grep data.path "$here/out")"
 
 # As many events as lines.
 [[ $(grep -c '"event": "changed"' "$run/events.jsonl") == $(grep -c "^# after step" "$run/config.yaml") ]] || wrong "events: $(cat "$run/events.jsonl")"

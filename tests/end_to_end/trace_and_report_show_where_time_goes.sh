@@ -90,7 +90,7 @@ mkdir "$here/empty"
 refuses 2 "report needs a run's directory" report
 refuses 2 "\-\-jsn is not understood; use mop report RUN" report "$here/traced" --jsn
 refuses 2 "is not understood" report "$here/traced" "$here/plain"
-refuses 3 "cannot open the metrics of a run: No such file.*$here/nothing/metrics.jsonl" report "$here/nothing"
+refuses 3 "$here/nothing/metrics.jsonl: cannot open the metrics of a run: No such file" report "$here/nothing"
 refuses 3 "no step is written there yet" report "$here/empty"
 cp "$here/traced/metrics.jsonl" "$here/empty"
 damage() { # LINE SED: of a run's metrics

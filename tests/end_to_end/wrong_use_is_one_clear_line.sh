@@ -5,15 +5,29 @@
 run=$here/run
 train=(train examples/tiny.yaml --run "$run")
 
-refuses 2 "there is no command trian" trian
-refuses 2 "unknown flag --sett; train takes --set, --run" train examples/tiny.yaml --sett a=b
+refuses 2 "there is no command trian; the nearest is train$" trian
+refuses 2 "there is no command elephant; see .mop help.$" elephant
+refuses 2 "unknown flag --sett; the nearest is --set; train takes --set, --run" train examples/tiny.yaml --sett a=b
+refuses 2 "unknown flag --ranks; it is a setting: --set ranks=4; plan takes" plan examples/tiny.yaml --ranks 4
+refuses 2 "unknown flag --steps; it is a setting: --set train.steps=5; train takes" train examples/tiny.yaml --steps=5
+refuses 2 "unknown flag --lr; here it is optimizer.learning_rate; train takes" train examples/tiny.yaml --lr 1
+refuses 2 "unknown flag --elephant; train takes" train examples/tiny.yaml --elephant
 refuses 2 "unknown flag -n" train examples/tiny.yaml -n 4
 refuses 2 "unknown flag --run; evaluate takes --set" evaluate examples/tiny.yaml --run x
 refuses 2 "\-\-set needs a value" "${train[@]}" --set
 refuses 2 "\"train.steps\" has no value; write --set key=value" "${train[@]}" --set train.steps
 refuses 2 "two configs" "${train[@]}" examples/bible.yaml
-refuses 2 "No such file.*nowhere.yaml" train "$here/nowhere.yaml" --run "$run"
-refuses 2 "this is a directory" train examples --run "$run"
+refuses 2 "nowhere.yaml: .*No such file" train "$here/nowhere.yaml" --run "$run"
+refuses 2 "this is a directory; it holds bible.yaml, tiny.yaml: type mop train examples/bible.yaml|this is a directory; it holds tiny.yaml, bible.yaml: type mop train examples/tiny.yaml" train examples --run "$run"
+refuses 2 "src: a configuration is needed, this is a directory without one; give a YAML file, or a run's directory" plan src
+refuses 2 "this is a model's description; name it with --set model.config=examples/tiny.json" train examples/tiny.json --run "$run"
+refuses 2 "this is data; name it with --set data.path=examples/tiny.jsonl" train examples/tiny.jsonl --run "$run"
+refuses 2 "this is a model; to start from its weights, type --set model.path=tests/fixtures/olmoe$" train tests/fixtures/olmoe/ --run "$run"
+refuses 2 "these are weights; name it with --set model.path=DIRECTORY" plan tests/fixtures/olmoe/model.safetensors
+refuses 2 "--set: unknown key \"lr\"; here it is optimizer.learning_rate" "${train[@]}" --set lr=1
+refuses 2 "--set: unknown key \"elephant\"; .mop help. lists all keys" "${train[@]}" --set elephant=1
+refuses 2 "which run. Without CONFIG give it a directory, as in --run runs/first" train --set model.config=examples/tiny.json
+refuses 2 "device is \"cuda\"; it must be one of .*cuda:N" "${train[@]}" --set device=cuda
 refuses 2 "unknown key \"train.step\"; the nearest is train.steps" "${train[@]}" --set train.step=3
 refuses 2 "train.steps is \"0\"; it must be an integer from 1" "${train[@]}" --set train.steps=0
 refuses 2 "no model: give model.config" "${train[@]}" --set model.config=
@@ -25,11 +39,11 @@ refuses 2 "device cuda:0: this version has no ops on a GPU" "${train[@]}" --set 
 refuses 2 "no machine is named \"h3000\"" plan examples/tiny.yaml --set device=sim:h3000
 refuses 2 "no machine is named \"h3000\"" doctor --compare h3000
 refuses 5 "no file can be made there: No such file" doctor --out "$here/nowhere/machine.json" # before a minute is spent
-refuses 2 "No such file.*nowhere.yaml" doctor --out "$here/machine.json" --step "$here/nowhere.yaml"
+refuses 2 "nowhere.yaml: .*No such file" doctor --out "$here/machine.json" --step "$here/nowhere.yaml"
 refuses 2 "generate needs a prompt" generate examples/tiny.yaml
 refuses 2 "\-\-tokens is \"1.5\"; it must be an integer from 1" generate examples/tiny.yaml --prompt a --tokens 1.5
-refuses 3 "No such file.*nothing.txt" "${train[@]}" --set data.path="$here/nothing.txt"
-refuses 3 "No such file.*nothing.json" "${train[@]}" --set model.config="$here/nothing.json"
+refuses 3 "nothing.txt: .*No such file" "${train[@]}" --set data.path="$here/nothing.txt"
+refuses 3 "nothing.json: .*No such file" "${train[@]}" --set model.config="$here/nothing.json"
 refuses 3 "no checkpoint is there; $here/nothing;" "${train[@]}" --set model.path="$here/nothing"
 refuses 3 "not valid JSON" "${train[@]}" --set model.config=examples/tiny.yaml
 sed -E 's/("(hidden|intermediate)_size"): [0-9]+/\1: 8192/; s/("num_(experts|attention_heads)"): [0-9]+/\1: 64/; s/("num_hidden_layers"): [0-9]+/\1: 6/' \
