@@ -34,7 +34,7 @@ rm -r run
 tiny run --set compute.threads=1 >out
 grep -q "^warning" out && wrong "a sound run is warned of: $(cat out)"
 for text in "mop        olmoe: 96.9 thousand parameters, 43.3 thousand active a token; fp32" "weights    begin at random, by train.seed 1" \
-    "tokenizer  bytes (256 ids); the model has 259" "data       examples/tiny.jsonl: 5969 tokens" "steps      1 to 12; 1.02 epochs of 11.8 steps" \
+    "tokenizer  bytes \(256 ids\); the model has 259" "data       examples/tiny.jsonl: 5969 tokens" "steps      1 to 12; 1.02 epochs of 11.8 steps" \
     "step       512 tokens: 8 sequences of 64, in 2 micro-batches" "lr         rises over 3 steps to 0.002, then falls linearly to 0.0002" \
     "ranks      1 x 1 thread \([a-z0-9]+ kernels\); memory at most [0-9.]+ MiB a rank" "saves      every 500 steps and at the end, 1.2 MB each; the last 3 stay" \
     "run        run" "done: 12 steps in [0-9]+ (s|min), [0-9]+ tokens/s, loss 5\.[0-9]{4} -> [0-9.]+" "saved      run/ckpt/step-00000012" \
@@ -47,7 +47,7 @@ grep -Eq '"event": "done", "step": 12, .*12 steps in' run/events.jsonl || wrong 
 
 # Weights and tokenizer of another run; a run that goes on; ranks that divide things.
 tiny new --set model.path=run --set train.steps=1 --set ranks=2 --set mixture.expert=2 --set optimizer.schedule=constant >out
-for text in "weights    begin as those of run/ckpt/step-00000012" "tokenizer  run/ckpt/step-00000012/tokenizer.json: 256 ids; the model has 259" \
+for text in "weights    begin as those of run/ckpt/step-00000012" "tokenizer  run/ckpt/step-00000012/tokenizer.json \(256 ids\); the model has 259" \
     "divided    dense weights by 2, experts by 2" "lr         rises over 3 steps to 0.002, and stays there"; do
     grep -Eqx -- "$text" out || wrong "the output has no line '$text': $(cat out)"
 done
