@@ -219,7 +219,7 @@ static void attention_prepare(Bench *b, const int64_t *size) {
     for (int i = 8; i < 10; i++) b->t[i] = random_tensor(b, b->sum, DIM(size[1], size[0]));
     b->t[10] = steps(b, size[3], size[3], size[0]);
     b->t[11] = steps(b, 1, 1, size[0] + 1);
-    b->t[11] = tensor_rows(b->t[11], 1, size[0]); /* last: row + 1 */
+    b->t[11] = tensor_rows(b->t[11], 1, size[0]);           /* last: row + 1 */
     b->t[12] = arena_tensor(b->arena, INT32, DIM(size[0])); /* keys: last - first */
     for (int64_t i = 0; i < size[0]; i++) tensor_put(b->t[12], i, (double)(i % size[3] + 1));
     b->attention = (AttentionShape){.scale = 0.125, .pairs = size[0] * (size[3] + 1) / 2};

@@ -761,10 +761,12 @@ static void long_sentences_are_broken_into_lines_behind_their_label(void **state
     char *text;
     size_t bytes;
     FILE *f = open_memstream(&text, &bytes);
-    print_wrapped("  when", 8, "123456789 123456789 123456789 123456789 123456789 123456789 123456789 123456789 12345678 9 end", f);
+    print_wrapped("  when", 8,
+                  "123456789 123456789 123456789 123456789 123456789 123456789 123456789 123456789 12345678 9 end", f);
     fclose(f);
-    assert_string_equal(text, "  when  123456789 123456789 123456789 123456789 123456789 123456789 123456789 123456789 12345678\n"
-                              "        9 end\n");
+    assert_string_equal(
+        text, "  when  123456789 123456789 123456789 123456789 123456789 123456789 123456789 123456789 12345678\n"
+              "        9 end\n");
     free(text);
 }
 

@@ -98,11 +98,10 @@ static void a_frozen_row_begins_as_zeros(void **state) {
     char *padded = changed("olmoe", "\"pad_token_id\": null", "\"pad_token_id\": 41");
     for (int world = 1; world <= 3; world += 2)
         for (int trained = 0; trained < 2; trained++) {
-            Ranks *r = ranks_open(
-                (RanksSetup){.world = world,
-                             .spec = padded,
-                             .sets = {world == 1 ? "mixture.vocabulary=1" : "mixture.vocabulary=3",
-                                      trained ? "train.pad_row=trained" : "train.pad_row=frozen"}});
+            Ranks *r = ranks_open((RanksSetup){.world = world,
+                                               .spec = padded,
+                                               .sets = {world == 1 ? "mixture.vocabulary=1" : "mixture.vocabulary=3",
+                                                        trained ? "train.pad_row=trained" : "train.pad_row=frozen"}});
             Collection c = ranks_collect(r, STORE_WEIGHT);
             int64_t H = r->spec.hidden;
             for (int64_t i = 0; i < c.count; i++)

@@ -177,7 +177,8 @@ json_t *json_read_record(const char *text, size_t bytes, const char *where, Erro
     if (!within_limits(text, bytes, where, e)) return NULL;
     json_error_t problem;
     json_t *j = parse(text, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &problem, where, e);
-    if (!j && e->code == EXIT_DONE && json_error_code(&problem) == json_error_numeric_overflow) j = read_tamed(text, bytes, &problem, where, e);
+    if (!j && e->code == EXIT_DONE && json_error_code(&problem) == json_error_numeric_overflow)
+        j = read_tamed(text, bytes, &problem, where, e);
     if (j || e->code != EXIT_DONE) return j;
     size_t column;
     const char *word = word_of_no_json(text, bytes, &column);

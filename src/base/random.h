@@ -5,7 +5,13 @@
 
 #include <stdint.h>
 
-typedef enum { RANDOM_WEIGHTS = 1, RANDOM_ORDER = 2, RANDOM_SAMPLE = 3, RANDOM_TEST = 4, RANDOM_LAYOUT = 5 } RandomPurpose;
+typedef enum {
+    RANDOM_WEIGHTS = 1,
+    RANDOM_ORDER = 2,
+    RANDOM_SAMPLE = 3,
+    RANDOM_TEST = 4,
+    RANDOM_LAYOUT = 5
+} RandomPurpose;
 
 /* key: 2 words, counter: 4 words, out: 4 words. Known answers are tested against Random123's. */
 void philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]);

@@ -32,14 +32,6 @@ static bool no_memory(const char *where, Error *e) {
     return fail(e, EXIT_MEMORY, "out of memory while reading data; %s; free some memory", where);
 }
 
-static bool cannot_read(const char *path, Error *e) {
-    bool missing = errno == ENOENT || errno == ENOTDIR;
-    return fail(e, missing ? EXIT_DATA : EXIT_IO,
-                "%s: cannot read: %s; check the path and its rights (relative ones start at the file that names them, or at "
-                "the current directory)",
-                path, strerror(errno));
-}
-
 Documents *documents_open(const char *const *paths, const Tokenizer *t, DataNotes *notes, Error *e) {
     Documents *d = calloc(1, sizeof *d);
     if (!d) {

@@ -16,12 +16,13 @@ static bool no_memory(const char *where, Error *e) {
     return fail(e, EXIT_MEMORY, "out of memory while listing data; %s; free some memory", where);
 }
 
-static bool cannot_read(const char *path, Error *e) {
+bool cannot_read(const char *path, Error *e) {
     bool missing = errno == ENOENT || errno == ENOTDIR;
-    return fail(e, missing ? EXIT_DATA : EXIT_IO,
-                "%s: cannot read: %s; check the path and its rights (relative ones start at the file that names them, or at "
-                "the current directory)",
-                path, strerror(errno));
+    return fail(
+        e, missing ? EXIT_DATA : EXIT_IO,
+        "%s: cannot read: %s; check the path and its rights (relative ones start at the file that names them, or at "
+        "the current directory)",
+        path, strerror(errno));
 }
 
 bool is_token_file(const char *path) {

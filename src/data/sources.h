@@ -23,4 +23,7 @@ bool format_is_readable(const Format *format, const char *path, Error *e);
 /* Whether the file at `path` begins like a token file; false too when it cannot be read. */
 bool is_token_file(const char *path);
 
+/* False, with an Error of what errno says of a file of the user's data. */
+bool cannot_read(const char *path, Error *e);
+
 #endif

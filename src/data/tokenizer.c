@@ -38,7 +38,7 @@ struct Tokenizer {
     Symbol *symbols; /* [count], by id */
     size_t count;
     bool understood; /* the file is of a kind that text can be tokenised with */
-    json_t *json; /* tokenizer.json */
+    json_t *json;    /* tokenizer.json */
     Kept file, config;
     Error unusable; /* why text cannot be tokenised, though it may be understood; code 0: it can */
 };

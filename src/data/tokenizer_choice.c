@@ -1,8 +1,8 @@
 /* Which tokenizer a model has. Ids of the wrong one are plausible and train to the end, so whatever is ambiguous is not
  * guessed at: it gives a tokenizer that refuses text, in words that say what to set. Data made of ids needs none of
  * this. */
-#include "data/tokenizer.h"
 #include "base/file.h"
+#include "data/tokenizer.h"
 #include <stdio.h>
 #include <string.h>
 

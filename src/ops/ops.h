@@ -31,7 +31,8 @@ void experts_linear_dw(Stream *s, Tensor dw, Tensor dy, Tensor x, const int64_t 
  * or none (1); y may be gate. Backward: dgate, dup [rows, I] (may be the same memory as dy), dweight[row] = sum_i dy
  * * silu(gate) * up; none with weight none. */
 void swiglu(Stream *s, Tensor y, Tensor gate, Tensor up, Tensor weight);
-void swiglu_backward(Stream *s, Tensor dgate, Tensor dup, Tensor dweight, Tensor dy, Tensor gate, Tensor up, Tensor weight);
+void swiglu_backward(Stream *s, Tensor dgate, Tensor dup, Tensor dweight, Tensor dy, Tensor gate, Tensor up,
+                     Tensor weight);
 
 /* y = round(x * inverse[row]) * w over the last dimension H of [rows, H]; inverse[row] = 1 / sqrt(mean(x^2) +
  * epsilon) (sum type, written). `round` is to the real type, as the references do. w real [H]. Backward: dx (+)=
@@ -41,7 +42,7 @@ void rms_norm_backward(Stream *s, Tensor dx, Tensor dw, Tensor dy, Tensor x, Ten
 
 void add(Stream *s, Tensor y, Tensor a, Tensor b); /* y = a + b; y may be a or b; all of one type */
 void zero(Stream *s, Tensor t);
-void copy(Stream *s, Tensor y, Tensor x);          /* same count; converts between real types */
+void copy(Stream *s, Tensor y, Tensor x); /* same count; converts between real types */
 /* y[r, y_column + i] = x[r, x_column + i], i < columns, for every row r of y [rows, *] and x [rows, *]. Of one type,
  * any, or between bf16 and fp32. With `add` it is added instead: y is then of the sum type of x. y and x share no
  * memory. */
@@ -107,7 +108,8 @@ void route(Stream *s, Tensor p, Tensor chosen, Tensor weight, Tensor lse, Tensor
  * micro-batches change them (balance: Shazeer 2017 / Switch, pooled as Hugging Face pools; z: ST-MoE).
  * sequence int32 [T]: the sequence of position t within the micro-batch, or -1 for padding.
  * counts[n,E] += how often e was chosen; mass[n,E] += sum of p; z[1] (fp64) += sum lse^2. counts, mass: fp64. */
-void route_statistics(Stream *s, Tensor counts, Tensor mass, Tensor z, Tensor p, Tensor chosen, Tensor lse, Tensor sequence);
+void route_statistics(Stream *s, Tensor counts, Tensor mass, Tensor z, Tensor p, Tensor chosen, Tensor lse,
+                      Tensor sequence);
 /* loss[1] (fp64) += sum_s E sum_e (counts[s,e] / rows[s]) (mass[s,e] / rows[s]); rows fp64 [n] = MoE layers x real
  * positions; a sequence with rows 0 adds 0, here and in the gradient. */
 void balance_loss(Stream *s, Tensor loss, Tensor counts, Tensor mass, Tensor rows);
@@ -129,7 +131,8 @@ void route_backward(Stream *s, Tensor dlogits, Tensor dweight, Tensor p, Tensor 
  * slot (t k + j) of each sorted row; place int32 [T,k]: the inverse; counts int64 [K,E]. */
 void route_order(Stream *s, Tensor order, Tensor place, Tensor counts, Tensor chosen);
 
-void gather_rows(Stream *s, Tensor y, Tensor x, Tensor index, int64_t divide); /* y[i] = x[index[i] / divide]; x, y [rows, H] */
+/* y[i] = x[index[i] / divide]; x, y [rows, H] */
+void gather_rows(Stream *s, Tensor y, Tensor x, Tensor index, int64_t divide);
 /* y[t] = base[t] + sum_j rows[place[t,j] - first] (j ascending, sum type), for t = token, token + step, ...; other
  * tokens are untouched. base none: 0; y may be base. */
 typedef struct {
@@ -177,7 +180,8 @@ typedef struct {
 } AdamW;
 void adamw(Stream *s, Tensor weight, Tensor low, Tensor m, Tensor v, Tensor gradient, AdamW h);
 
-void square_sum(Stream *s, Tensor out, Tensor x); /* out[1] (fp64) = sum x^2, in blocks of fixed size; NaN and Inf show */
+/* out[1] (fp64) = sum x^2, in blocks of fixed size; NaN and Inf show */
+void square_sum(Stream *s, Tensor out, Tensor x);
 
 /* y[i] = sum_r x[r,i], r ascending; x [ranks, n]; y may be x[0]. What collectives add with; sum types, fp64, int64. */
 void sum_rows(Stream *s, Tensor y, Tensor x);

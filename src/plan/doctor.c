@@ -25,8 +25,7 @@ static bool read_arguments(Arguments *a, int argc, char **argv, Error *e) {
         size_t length = strcspn(argv[i], "="), f = 0;
         while (f < COUNT(flags) && (strlen(flags[f].name) != length || strncmp(argv[i], flags[f].name, length) != 0))
             f++;
-        if (f == COUNT(flags))
-            return fail(e, EXIT_USAGE, "unknown argument %s; %s", text_shown(argv[i]).text, usage);
+        if (f == COUNT(flags)) return fail(e, EXIT_USAGE, "unknown argument %s; %s", text_shown(argv[i]).text, usage);
         bool joined = argv[i][length] == '=';
         const char *value = joined ? argv[i] + length + 1 : i + 1 < argc ? argv[++i] : "";
         if (!*value) return fail(e, EXIT_USAGE, "%s needs a value; %s", flags[f].name, usage);

@@ -134,8 +134,8 @@ static bool read_metrics(Summary *s, const char *run, Error *e) {
     FILE *f = fopen(s->path.text, "r");
     if (!f)
         return fail(e, errno == ENOENT || errno == ENOTDIR ? EXIT_DATA : EXIT_IO,
-                    "%s: cannot open the metrics of a run: %s; name a run's directory, as in runs/tiny",
-                    s->path.text, strerror(errno));
+                    "%s: cannot open the metrics of a run: %s; name a run's directory, as in runs/tiny", s->path.text,
+                    strerror(errno));
     bool ok = read_lines(s, f, e);
     fclose(f);
     if (!ok || s->rows > 0) return ok;

@@ -67,7 +67,7 @@ typedef struct Run {
     struct Answers *answers; /* sim's, or the recorder's */
     Event shared;            /* the routing statistics of whole sequences are there */
 
-    Waiting *waiting;        /* who is told how far an evaluation or a text is; NULL: nobody */
+    Waiting *waiting; /* who is told how far an evaluation or a text is; NULL: nobody */
 
     Times told, left;  /* times.c: of the device, when a step last told them; when it ended */
     int64_t updates;   /* AdamW's own count: steps with a finite gradient */

@@ -132,8 +132,9 @@ static void mirror_run(Mirror *m, int64_t head_size) {
     AttentionShape shape = {.scale = 1 / sqrt((double)head_size), .pairs = CHECK_LENGTH * (CHECK_LENGTH + 1) / 2};
     attention(s, t[GRAPH_OUT], t[GRAPH_LSE], t[GRAPH_Q], t[GRAPH_K], t[GRAPH_V], m->first, m->last, shape);
     attention_delta(s, t[GRAPH_DELTA], t[GRAPH_DOUT], t[GRAPH_OUT]);
+    /* first is 0, so that last counts the keys of a row too */
     attention_backward(s, t[GRAPH_DQ], t[GRAPH_DK], t[GRAPH_DV], t[GRAPH_DELTA], t[GRAPH_DOUT], t[GRAPH_LSE],
-                       t[GRAPH_Q], t[GRAPH_K], t[GRAPH_V], m->first, m->last, m->last, shape); /* first is 0: last counts keys */
+                       t[GRAPH_Q], t[GRAPH_K], t[GRAPH_V], m->first, m->last, m->last, shape);
     event_wait(event_record(s));
 }
 
