@@ -63,8 +63,8 @@ static Hint nearest_key(const char *key) {
         size_t section = option_section(&options[i]);
         char name[sizeof shown.text];
         snprintf(name, sizeof name, "%.*s", (int)section, known);
-        bool nearer_key = nearer(shown.text, known, 0, &least) | nearer(word, last_name(known), 2, &least);
-        if (nearer_key) snprintf(hint.text, sizeof hint.text, "the nearest is %s", known);
+        bool whole = nearer(shown.text, known, 0, &least), last = nearer(word, last_name(known), 2, &least);
+        if (whole || last) snprintf(hint.text, sizeof hint.text, "the nearest is %s", known);
         if (section && nearer(shown.text, name, 0, &least))
             snprintf(hint.text, sizeof hint.text, "the nearest is %s", name);
     }
