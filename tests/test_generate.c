@@ -207,10 +207,10 @@ static void what_ends_a_text_is_an_id_a_list_or_nothing(void **state) {
 static void what_a_waiting_person_reads_is_short_and_says_what_is_left(void **state) {
     (void)state;
     assert_string_equal(waiting_line("evaluate", 0.35, 18).text, "evaluate: 35 % after 18 s, 33 s left");
-    assert_string_equal(waiting_line("evaluate", 0.999, 6000).text, "evaluate: 99 % after 100 min, 6 s left");
+    assert_string_equal(waiting_line("evaluate", 0.999, 6000).text, "evaluate: 99 % after 1.7 h, 6 s left");
     assert_string_equal(waiting_line("generate", 0, 12).text, "generate: 12 s");
     assert_string_equal(waiting_line("generate", 1.5, 12).text, "generate: 100 % after 12 s, 0 s left");
-    assert_string_equal(waiting_line("evaluate", 0.001, 100).text, "evaluate: 0 % after 100 s, 27.8 h left");
+    assert_string_equal(waiting_line("evaluate", 0.001, 100).text, "evaluate: 0 % after 2 min, 27.8 h left");
 }
 
 int main(void) {

@@ -280,8 +280,8 @@ void journal_done(Journal *j, int64_t step, const char *checkpoint) {
     progress_summary(&j->progress, summary, sizeof summary);
     journal_event(j, "done", step, "%s", summary);
     printf("saved      %s\n", checkpoint);
-    printf("next       mop generate --set model.path=%s --prompt TEXT\n", j->run);
-    printf("           mop evaluate --set model.path=%s --set data.path=FILE\n", j->run);
+    printf("next       mop generate %s --prompt TEXT\n", j->run);
+    printf("           mop evaluate %s --set data.path=FILE\n", j->run);
     printf("           mop report %s\n", j->run);
     fflush(stdout);
 }

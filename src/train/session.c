@@ -183,12 +183,12 @@ static bool fits(const Session *s, Error *e) {
         price_bytes(s->price + s->first, s->local) + s->local * run_heap(s->config, &s->spec, s->world, false);
     double have = memory_limit(), gib = 1 << 30;
     if (device_counts(s->config->device) || need <= have) return true;
-    return fail(e, EXIT_MEMORY,
-                "the run needs up to %.1f GiB and this machine has %.1f; see `mop plan` with the same settings; what "
-                "helps most: "
-                "compute.activations=recompute, more train.micro_batches with it, a smaller train.sequences or "
-                "train.sequence_length",
-                need / gib, have / gib);
+    return fail(
+        e, EXIT_MEMORY,
+        "the run needs up to %.1f GiB and this machine has %.1f; see `mop plan` with the same settings; what "
+        "helps most: compute.activations=recompute, more train.micro_batches with it, a smaller train.sequences or "
+        "train.sequence_length",
+        need / gib, have / gib);
 }
 
 static bool no_memory(const Session *s, Error *e) {
@@ -225,8 +225,7 @@ typedef struct {
     bool failed;             /* one of those that have */
 } Ranks;
 
-/* Ranks of one mpirun mostly fail alike: rank 0 speaks, which ends the job; the others speak when it has not done so.
- * */
+/* Ranks of one mpirun mostly fail alike: rank 0 speaks, which ends the job; the others do when it has not. */
 static void let_leader_speak(void) {
     if (wire_mpi_rank() > 0) sleep(3);
 }

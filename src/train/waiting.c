@@ -1,4 +1,5 @@
 #include "train/waiting.h"
+#include "train/progress.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -12,25 +13,14 @@ Waiting waiting_begin(const char *what) {
     return (Waiting){.what = what, .terminal = isatty(STDERR_FILENO), .began = now, .told = now};
 }
 
-static Shown time_shown(double seconds) {
-    char text[40];
-    if (seconds < 120)
-        snprintf(text, sizeof text, "%.0f s", seconds);
-    else if (seconds < 7200)
-        snprintf(text, sizeof text, "%.0f min", seconds / 60);
-    else
-        snprintf(text, sizeof text, "%.1f h", seconds / 3600);
-    return text_shown(text);
-}
-
 Shown waiting_line(const char *what, double share, double seconds) {
     char text[256];
     double done = fmin(1, fmax(0, share));
     if (done > 0)
         snprintf(text, sizeof text, "%.20s: %.0f %% after %s, %s left", what, floor(100 * done),
-                 time_shown(seconds).text, time_shown(seconds * (1 - done) / done).text);
+                 duration_shown(seconds).text, duration_shown(seconds * (1 - done) / done).text);
     else
-        snprintf(text, sizeof text, "%.20s: %s", what, time_shown(seconds).text);
+        snprintf(text, sizeof text, "%.20s: %s", what, duration_shown(seconds).text);
     return text_shown(text);
 }
 

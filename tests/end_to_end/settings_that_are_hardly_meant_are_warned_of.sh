@@ -38,7 +38,7 @@ for text in "mop        olmoe: 96.9 thousand parameters, 43.3 thousand active a 
     "step       512 tokens: 8 sequences of 64, in 2 micro-batches" "lr         rises over 3 steps to 0.002, then falls linearly to 0.0002" \
     "ranks      1 x 1 thread \([a-z0-9]+ kernels\); memory at most [0-9.]+ MiB a rank" "saves      every 500 steps and at the end, 1.2 MB each; the last 3 stay" \
     "run        run" "done: 12 steps in [0-9]+ (s|min), [0-9]+ tokens/s, loss 5\.[0-9]{4} -> [0-9.]+" "saved      run/ckpt/step-00000012" \
-    "next       mop generate --set model.path=run --prompt TEXT"; do
+    "next       mop generate run --prompt TEXT"; do
     grep -Eqx -- "$text" out || wrong "the output has no line '$text': $(cat out)"
 done
 longest=$(sed -n '1,/^run  /p' out | awk '{ if (length > n) n = length } END { print n }')
@@ -55,4 +55,5 @@ tiny run --set train.steps=13 >out
 grep -qx "weights    go on from run/ckpt/step-00000012" out || wrong "it does not say what it goes on from: $(cat out)"
 grep -qx "steps      13 to 13; 1.11 epochs of 11.8 steps" out || wrong "it says other steps: $(cat out)"
 # What the end tells to type works.
-"$MOP" generate --set model.path=run --prompt TEXT >out
+"$MOP" generate run --prompt TEXT >out
+"$MOP" evaluate run --set data.path=examples/tiny.jsonl >out
