@@ -1189,6 +1189,7 @@ static void the_command_refuses_in_one_line(void **state) {
         {{"a.txt", "--output", "b"}, EXIT_USAGE, "unknown option --output"},
         {{"a.txt", "--show", "x.tokens"}, EXIT_USAGE, "either inputs and --out"},
         {{"--show", "nowhere.tokens"}, EXIT_DATA, "nowhere.tokens"},
+        {{"--show", "a.txt"}, EXIT_DATA, "a.txt: this is no token file"},
         {{"nowhere.txt", "--out", "x.tokens"}, EXIT_DATA, "nowhere.txt"},
         {{"bad.jsonl", "--out", "x.tokens"}, EXIT_DATA, "bad.jsonl:1"},
         {{"a.txt", "--out", "a.txt"}, EXIT_USAGE, "not a token file"},

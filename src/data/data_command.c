@@ -1,5 +1,6 @@
 /* `mop data`: text into a token file, and what is in one. */
-#include "data/data.h"
+#include "base/file.h"
+#include "data/sources.h"
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,6 +76,14 @@ static bool show(const char *path, Error *e) {
     return whole;
 }
 
+static bool show_token_file(const char *path, Error *e) {
+    bool there;
+    if (!file_exists(path, &there, e)) return false;
+    if (!there || has_suffix(path, ".tokens") || is_token_file(path)) return show(path, e);
+    return fail(e, EXIT_DATA, "%s: this is no token file; make one of it with mop data %s --out FILE.tokens", path,
+                path);
+}
+
 /* Without a model bytes are what text is read as; the answer says so. */
 static bool make(const Arguments *a, Error *e) {
     DataNotes notes = {""};
@@ -94,7 +103,7 @@ int data_command(int argc, char **argv) {
         fail(&e, EXIT_MEMORY, "out of memory; free some memory");
     } else if (read_arguments(&a, argc, argv, &e)) {
         if (a.show)
-            show(a.show, &e);
+            show_token_file(a.show, &e);
         else
             make(&a, &e);
     }
