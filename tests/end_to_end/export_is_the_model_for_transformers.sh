@@ -13,7 +13,7 @@ sed 's/.*/{"input_ids": [&]}/' <<<"$documents" >"$here/documents.jsonl"
 
 for family in olmoe qwen3_moe qwen3_moe_window mixtral; do
     cat >"$here/$family.yaml" <<YAML
-model: {path: tests/fixtures/$family}
+model: {path: $PWD/tests/fixtures/$family}
 data: {path: $here/documents.jsonl}
 train: {steps: 3, sequences: 4, sequence_length: 40}
 ranks: 2
