@@ -21,23 +21,6 @@ static Path run_of_two(RankPlan *plan) {
     return run;
 }
 
-/* The program's command in this process, with its output thrown away. */
-static int quietly(int (*command)(int, char **), int argc, char **argv) {
-    fflush(stdout);
-    fflush(stderr);
-    int out = dup(STDOUT_FILENO), err = dup(STDERR_FILENO), nowhere = __real_open("/dev/null", O_WRONLY);
-    dup2(nowhere, STDOUT_FILENO);
-    dup2(nowhere, STDERR_FILENO);
-    int code = command(argc, argv);
-    fflush(stdout);
-    dup2(out, STDOUT_FILENO);
-    dup2(err, STDERR_FILENO);
-    close(nowhere);
-    close(out);
-    close(err);
-    return code;
-}
-
 /* ---- Reading ---------------------------------------------------------------------------------- */
 
 typedef struct {

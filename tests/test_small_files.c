@@ -29,22 +29,6 @@ static void copy_file(const char *from, const char *directory, const char *name)
     free(text);
 }
 
-static int quietly(int (*command)(int, char **), int argc, char **argv) {
-    fflush(stdout);
-    fflush(stderr);
-    int out = dup(STDOUT_FILENO), err = dup(STDERR_FILENO), nowhere = open("/dev/null", O_WRONLY);
-    dup2(nowhere, STDOUT_FILENO);
-    dup2(nowhere, STDERR_FILENO);
-    int code = command(argc, argv);
-    fflush(stdout);
-    dup2(out, STDOUT_FILENO);
-    dup2(err, STDERR_FILENO);
-    close(nowhere);
-    close(out);
-    close(err);
-    return code;
-}
-
 /* ---- Carried ---------------------------------------------------------------------------------- */
 
 /* A tokenizer with merges, and numbers that are none of int64's: nothing that mop reads. */
